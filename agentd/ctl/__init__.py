@@ -1,0 +1,1 @@
+"""agentctl: one file per noun. Light imports: start-up time is felt by a person."""

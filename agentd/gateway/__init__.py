@@ -1,0 +1,1 @@
+"""The LLM proxy process: surface, dialects, stream, meter, ledger file, upstreams, credentials."""

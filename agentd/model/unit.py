@@ -1,0 +1,205 @@
+"""The unit: everything that a unit file can say, in one table.
+
+Each field is one setting: its type, default, unit and help text stand here and nowhere else. Validation, ``agentctl
+explain`` and the reference are made from it. A key that DESIGN names but this version does not yet honour is
+listed in PLANNED and refused by name: no setting is ever accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from agentd.model import quantity
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}(@[a-z0-9][a-z0-9_-]{0,62})?")
+SYSTEM_UNITS = ("bus", "router", "gateway")
+
+Seconds = Annotated[float, BeforeValidator(quantity.duration)]
+Bytes = Annotated[int, BeforeValidator(quantity.size)]
+Cpus = Annotated[float, BeforeValidator(quantity.cpu)]
+TokenAllowance = Annotated[quantity.Allowance, BeforeValidator(quantity.token_allowance)]
+
+
+class Section(BaseModel):
+    """One table of a unit file. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+
+
+class Agent(Section):
+    """What to run."""
+
+    description: str = Field("", description="One line for people.")
+    exec: tuple[str, ...] = Field(
+        min_length=1,
+        description="The program and its arguments, as a list; never a shell line. A bare program name is looked "
+        "up on the unit's PATH, which begins with agentd's own environment; a relative path starts at workdir.",
+    )
+    type: Literal["simple", "notify", "oneshot"] = Field(
+        "simple",
+        description="simple: running as soon as it is started. notify: running once it says READY=1 on "
+        "NOTIFY_SOCKET. oneshot: done when it exits 0.",
+    )
+    workdir: str | None = Field(
+        None,
+        description="Directory to start in. Relative paths start at the unit file. Default: the unit's state "
+        "directory.",
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="Environment variables, added to agentd's.")
+    env_file: str | None = Field(None, description="A file of KEY=VALUE lines, read at each start.")
+    user: str | None = Field(
+        None,
+        description="Run as this user (name or number; needs root). Default as root: a uid of the unit's own.",
+    )
+    allow_root: bool = Field(False, description="Permit this unit to run as uid 0.")
+    after: tuple[str, ...] = Field((), description="Units that must be ready before this one is started.")
+    stop_signal: str = Field("SIGTERM", description="The signal that asks the program to stop.")
+    stop_timeout: Seconds = Field(10.0, description="Time from stop_signal until the whole tree is killed.")
+    start_timeout: Seconds = Field(30.0, description="Time from the start until READY=1, for type notify.")
+
+    @field_validator("stop_signal")
+    @classmethod
+    def _known_signal(cls, value: str) -> str:
+        import signal
+
+        name = value if value.startswith("SIG") else "SIG" + value
+        if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"{value!r} is not a signal that a program can answer; use for example SIGTERM")
+        return name
+
+
+class Restart(Section):
+    """What happens when it ends."""
+
+    policy: Literal["always", "on-failure", "never"] = Field(
+        "always",
+        description="always: whatever the exit. on-failure: unless it exited 0. never: leave it.",
+    )
+    delay: Seconds = Field(
+        0.5,
+        description="Base of the exponential back-off. The first restart after a healthy run is immediate.",
+    )
+    max_delay: Seconds = Field(60.0, description="Cap of the back-off.")
+    burst: int = Field(10, ge=1, description="This many failures within the window park the unit.")
+    window: Seconds = Field(120.0, description="The window that burst counts in.")
+    healthy_after: Seconds = Field(10.0, description="A run of this length resets the back-off.")
+    parked_delay: Seconds = Field(300.0, description="A parked unit is tried again this often, and shown as parked.")
+
+
+class Liveness(Section):
+    """How a hang is found."""
+
+    heartbeat: Seconds | None = Field(
+        None,
+        description="Longest time between two WATCHDOG=1 beats. Longer is hung. Default: no heartbeat asked.",
+    )
+
+
+class Limits(Section):
+    """What it may use."""
+
+    memory: Bytes | None = Field(
+        None,
+        description="Memory of the whole process tree. Default 2G where a cgroup can enforce it.",
+    )
+    cpu: Cpus | None = Field(None, description="CPUs, as a number or a percentage of one.")
+    pids: int | None = Field(None, ge=1, description="Processes and threads. Default 512 where a cgroup enforces it.")
+    open_files: int | None = Field(None, ge=16, description="Open files per process (RLIMIT_NOFILE).")
+
+
+class Isolation(Section):
+    """How it is kept apart."""
+
+    level: Literal["none", "rlimit", "cgroup"] | None = Field(
+        None,
+        description="A level that is named and cannot be had refuses to start. Default: cgroup where this host "
+        "allows it, else rlimit, and status says so.",
+    )
+
+
+class Bus(Section):
+    """Its inbox and what it may send."""
+
+    may_send: tuple[str, ...] | None = Field(None, description="Units it may send to. Default: any unit.")
+    inbox_max: int = Field(10_000, ge=1, description="Messages that may wait; more are refused to the sender.")
+    in_flight: int = Field(1, ge=1, le=256, description="Messages it may hold at once. Order holds at 1.")
+    deadline: Seconds = Field(
+        300.0,
+        description="Longest time for one message without a result or progress; then the reader counts as hung.",
+    )
+    max_deliver: int = Field(5, ge=1, description="Attempts (by cause) until a message is dead-lettered.")
+    poison_after: int = Field(3, ge=1, description="Unexplained exits of its reader until a message is dead-lettered.")
+    backoff: tuple[Seconds, ...] = Field(
+        (1.0, 5.0, 30.0),
+        description="Delays before the redelivery of a message that its reader refused with retry.",
+    )
+
+
+class Budget(Section):
+    """What it may spend on models."""
+
+    tokens: TokenAllowance = Field(
+        quantity.Allowance(2_000_000, "day"),
+        description='Tokens per window, such as "200k/day".',
+    )
+    on_exhausted: Literal["hold", "refuse", "stop"] = Field(
+        "hold",
+        description="hold: the unit rests as held until the window rolls over or the budget is raised. "
+        "refuse: each call gets 402. stop: the unit is stopped for good.",
+    )
+
+
+class Llm(Section):
+    """Its model calls."""
+
+    silence: Seconds = Field(
+        120.0,
+        description="A model call that moved no byte for this long is stuck and no longer counts as thinking.",
+    )
+
+
+class Unit(Section):
+    """A unit: one supervised agent."""
+
+    name: str = Field(description="From the file name: [a-z0-9][a-z0-9_-]{0,62}.")
+    file: str | None = Field(None, description="Where it was read from; relative paths start there.")
+    agent: Agent
+    restart: Restart = Restart()
+    liveness: Liveness = Liveness()
+    limits: Limits = Limits()
+    isolation: Isolation = Isolation()
+    bus: Bus = Bus()
+    budget: Budget = Budget()
+    llm: Llm = Llm()
+
+
+SECTIONS: tuple[str, ...] = ("agent", "restart", "liveness", "limits", "isolation", "bus", "budget", "llm")
+
+PLANNED: dict[str, tuple[str, ...]] = {
+    "agent": (
+        "entry",
+        "preload",
+        "capabilities",
+        "tier",
+        "requires",
+        "binds_to",
+        "replicas",
+        "schedule",
+        "may_spawn",
+        "runtime_max",
+    ),
+    "restart": ("strategy", "success"),
+    "liveness": ("progress", "probe", "respond_within", "on_hang"),
+    "recycle": ("after_tasks", "after_memory", "after_age"),
+    "limits": ("memory_warn",),
+    "isolation": ("fallback", "network", "read", "write"),
+    "bus": ("topics", "accepts", "returns"),
+    "conversation": ("max_hops", "max_rounds", "silence", "tokens"),
+    "budget": ("usd", "per_message", "per_conversation", "alert_rate"),
+    "llm": ("models", "fallback", "template_answer", "max_concurrency", "max_calls_per_message", "telemetry"),
+    "guard": ("input", "output"),
+}
+"""Keys with a reserved meaning that this version does not honour yet: refused, and the error says so."""
