@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Literal
+from math import inf
+from typing import Any, Literal
 
 Window = Literal["minute", "hour", "day", "month", "lifetime"]
 WINDOWS: tuple[Window, ...] = ("minute", "hour", "day", "month", "lifetime")
@@ -21,11 +22,11 @@ _COUNT_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 def duration(text: str | float) -> float:
     """Seconds from ``"90s"``, ``"1m30s"``, ``"500ms"``, ``"2h"`` or a bare number of seconds."""
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise ValueError('expected a duration such as "30s", "5m" or "500ms"')
     if isinstance(text, int | float):
-        if text < 0:
-            raise ValueError("a duration cannot be negative")
+        if not 0 <= text < inf:
+            raise ValueError("a duration cannot be negative or without end")
         return float(text)
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|min|[smhdw])", text.strip())
     if not parts or "".join(a + u for a, u in parts) != text.strip().replace(" ", ""):
@@ -35,7 +36,7 @@ def duration(text: str | float) -> float:
 
 def size(text: str | int) -> int:
     """Bytes from ``"512M"``, ``"2G"``, ``"64KiB"`` or a bare number of bytes (powers of 1024)."""
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, str | int):
         raise ValueError('expected a size such as "512M" or "2G"')
     if isinstance(text, int):
         if text < 0:
@@ -49,7 +50,7 @@ def size(text: str | int) -> int:
 
 def cpu(text: str | float) -> float:
     """CPUs from ``"50%"`` (half of one CPU), ``1.5`` or ``"2"``."""
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise ValueError('expected CPUs such as "50%" or 1.5')
     try:
         value = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
@@ -81,7 +82,7 @@ def _split(text: str) -> tuple[str, Window]:
 
 def tokens(text: str | int) -> int:
     """A number of tokens from ``"200k"``, ``"2M"`` or a bare integer (powers of 1000)."""
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, str | int):
         raise ValueError('expected a number of tokens such as 50000 or "50k"')
     if isinstance(text, int):
         if text < 0:
@@ -93,9 +94,13 @@ def tokens(text: str | int) -> int:
     return int(Decimal(match[1]) * _COUNT_UNITS[match[2]])
 
 
-def token_allowance(text: str | int) -> Allowance:
+def token_allowance(text: str | int | Allowance | dict[str, Any]) -> Allowance:
     """Tokens per window from ``"200k/day"``; without a window it is for the unit's lifetime."""
-    if isinstance(text, int):
+    if isinstance(text, Allowance):
+        return text
+    if isinstance(text, dict):  # the JSON form of an Allowance, as a dumped unit holds it
+        return Allowance(**text)
+    if not isinstance(text, str):
         return Allowance(tokens(text), "lifetime")
     amount, window = _split(text)
     return Allowance(tokens(amount), window)

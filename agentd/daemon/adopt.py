@@ -1,0 +1,129 @@
+"""Taking over what lives: a daemon that comes back goes on where the last one stopped.
+
+The keeper's snapshot is the truth about processes; the blob that the last daemon left with it is the truth about lives.
+What the two say of each unit is fed to its mailbox as events, so that nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from agentd.daemon.agent import Agent
+from agentd.daemon.supervisor import Supervisor
+from agentd.errors import AgentdError
+from agentd.keeper.plan import Process
+from agentd.model.lifecycle import LIVE, Beat, Cause, Deadline, Ended, Ending, Life, Policy, Ready, Spawned
+from agentd.model.unit import SYSTEM_UNITS, Unit
+
+Json = dict[str, Any]
+
+
+def restore(supervisor: Supervisor, units: dict[str, Unit]) -> set[str]:
+    """Make an agent of every unit that is known from files, blobs or living processes; the names that are new.
+
+    A broken or vanished file does not end a unit that runs: its last definition stands in the blob.
+    """
+    welcome = supervisor.keeper.welcome
+    for name, address in welcome.get("listeners", {}).items():
+        unit, _, listener = name.rpartition("/")
+        supervisor.spawning.learn(unit, {listener: address})
+    blobs = {name: _read(text) for name, text in welcome.get("blobs", {}).items()}
+    processes: dict[str, Process] = {process.unit: process for process in welcome["processes"]}
+    new: set[str] = set()
+    for name in (*SYSTEM_UNITS, *units, *(n for n in blobs if n not in units and n not in SYSTEM_UNITS)):
+        blob = blobs.get(name, {})
+        if name not in SYSTEM_UNITS and (unit := units.get(name) or _unit(blob)) is None:
+            continue
+        made = None if name in SYSTEM_UNITS else unit
+        policy = supervisor.spawning.policy(name) if made is None else Policy.of(made)
+        if blob.get("transient"):
+            supervisor.spawning.transient.add(name)
+        if not blob and name not in processes:
+            new.add(name)
+        _restore(supervisor, made, name, policy, blob, processes.pop(name, None))
+    for process in processes.values():
+        supervisor.background(_end(supervisor, process))
+    return new
+
+
+def _restore(
+    supervisor: Supervisor, unit: Unit | None, name: str, policy: Policy, blob: Json, process: Process | None
+) -> None:
+    now = time.monotonic()
+    life = _life(blob) or Life.new(now, floor=supervisor.spawning.floor(name))
+    if process is not None and process.ended is None and life.invocation != process.invocation:
+        life = Life.found(process.invocation, now)
+    agent = supervisor.add(unit, name, policy, life)
+    agent.endings.extend(_endings(blob))
+    agent.level = str(blob.get("level", ""))
+    _feed(agent, process)
+    if process is not None and process.ended is not None:
+        supervisor.background(supervisor.release(process))
+
+
+def _feed(agent: Agent, process: Process | None) -> None:
+    """Tell the mailbox what the snapshot says, in the order that the lifecycle asks for."""
+    invocation = agent.life.invocation
+    if invocation is None:
+        return
+    if process is None or process.invocation != invocation:
+        agent.post(Ended(invocation, None))
+        return
+    agent.process = process
+    agent.post(Spawned(invocation, process.pid, process.started))
+    if process.ready is not None:
+        agent.post(Ready(invocation))
+    if process.beat is not None:
+        agent.post(Beat(invocation, process.beat))
+    if process.ended is not None:
+        agent.post(Ended(invocation, process.exit, process.ended))
+    agent.post(Deadline())
+    agent.arm()
+
+
+async def _end(supervisor: Supervisor, process: Process) -> None:
+    """A process of a unit that nobody knows any more."""
+    try:
+        if process.ended is None:
+            await supervisor.keeper.kill(process.unit, process.invocation)
+        else:
+            await supervisor.keeper.forget(process.unit)
+    except AgentdError:
+        return  # it ended meanwhile
+
+
+def _read(text: str) -> Json:
+    try:
+        blob = json.loads(text)
+    except ValueError:
+        return {}
+    return blob if isinstance(blob, dict) else {}
+
+
+def _life(blob: Json) -> Life | None:
+    """The life that the blob holds; None if it is of a version that we cannot read: the process is still adopted."""
+    try:
+        return Life.from_json(blob["life"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _unit(blob: Json) -> Unit | None:
+    try:
+        return Unit.model_validate(blob["unit"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _endings(blob: Json) -> list[Ending]:
+    try:
+        return [Ending(i, Cause(cause), code, at, ran, text) for i, cause, code, at, ran, text in blob["endings"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def resting(supervisor: Supervisor, name: str) -> bool:
+    """The unit has no process and none under way."""
+    return supervisor.agents[name].life.phase not in LIVE

@@ -1,0 +1,163 @@
+"""One unit's mailbox: events in, ``step``, effects out.
+
+Carries events to the pure core and its effects to the world, in order; decides nothing itself. Knows no keeper, bus or
+journal: the ``World`` does. All methods are called in the daemon's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from agentd.errors import AgentdError, Conflict, NotActive, SpawnFailed, Unavailable
+from agentd.keeper.plan import Process
+from agentd.model.lifecycle import (
+    Beat,
+    Deadline,
+    Effect,
+    Ending,
+    Event,
+    Kill,
+    Life,
+    Note,
+    Now,
+    Phase,
+    Policy,
+    Refused,
+    Signal,
+    Spawn,
+    Spawned,
+    step,
+)
+from agentd.model.unit import Unit
+
+ENDINGS = 16
+"""How many endings are remembered for the router: it may have been away for a while."""
+
+_PASSING = frozenset({11, 12, 16})
+"""EAGAIN, ENOMEM, EBUSY: the same plan may work later."""
+
+
+class World(Protocol):
+    """What an agent may cause and ask. ``changed`` is called before any effect of the change is executed."""
+
+    def now(self) -> Now: ...
+    def changed(self, agent: Agent, before: Life) -> None: ...
+    def note(self, agent: Agent, note: Note) -> None: ...
+    async def spawn(self, agent: Agent, invocation: str) -> Process: ...
+    async def signal(self, agent: Agent, invocation: str, signal: str) -> None: ...
+    async def kill(self, agent: Agent, invocation: str) -> None: ...
+    async def beat(self, agent: Agent) -> float | None: ...
+
+
+class Agent:
+    """A unit that is being supervised. ``unit`` is None for the system units."""
+
+    def __init__(self, name: str, unit: Unit | None, policy: Policy, life: Life, world: World) -> None:
+        self.name = name
+        self.unit = unit
+        self.policy = policy
+        self.life = life
+        self.endings: deque[Ending] = deque(maxlen=ENDINGS)
+        self.process: Process | None = None
+        self.level = ""
+        self.warnings: tuple[str, ...] = ()
+        self._world = world
+        self._effects: asyncio.Queue[Spawn | Signal | Kill] = asyncio.Queue()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task = asyncio.create_task(self._execute(), name=f"agent {name}")
+        self._look: asyncio.Task[None] | None = None
+
+    def post(self, event: Event) -> None:
+        """Something happened: decide, remember, tell, and have the effects executed."""
+        before = self.life
+        self.life, effects = step(before, event, self.policy, self._world.now())
+        if self.life == before and not effects:
+            return
+        if self.life.last is not None and self.life.last is not before.last:
+            self.endings.append(self.life.last)
+        if self.life.invocation is None or self.life.invocation != before.invocation:
+            self.process = None
+        self._world.changed(self, before)
+        self._arm()
+        for effect in effects:
+            self._take(effect)
+
+    def arm(self) -> None:
+        """Arm the timer for a life that was not made by ``post``."""
+        self._arm()
+
+    async def close(self) -> None:
+        """Stop carrying events. The process goes on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = [task for task in (self._task, self._look) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take(self, effect: Effect) -> None:
+        if isinstance(effect, Note):
+            self._world.note(self, effect)
+        else:
+            self._effects.put_nowait(effect)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.life.deadline is not None:
+            self._timer = asyncio.get_running_loop().call_at(self.life.deadline, self._due)
+
+    def _due(self) -> None:
+        """The deadline came. A heartbeat is looked up first: stamps stay with the keeper until they matter."""
+        self._timer = None
+        if self.life.phase is Phase.running and self.policy.heartbeat is not None:
+            self._look = asyncio.create_task(self._look_and_judge(), name=f"beat {self.name}")
+        else:
+            self.post(Deadline())
+
+    async def _look_and_judge(self) -> None:
+        invocation = self.life.invocation
+        try:
+            at = await self._world.beat(self)
+        except Unavailable:
+            return  # no keeper, no judgement: it is posted again after adoption
+        if at is not None and invocation is not None:
+            self.post(Beat(invocation, at))
+        self.post(Deadline())
+
+    async def _execute(self) -> None:
+        while True:
+            effect = await self._effects.get()
+            try:
+                await self._do(effect)
+            except (NotActive, Unavailable):
+                continue  # gone already: its end is on its way; or no keeper: adoption repeats what is due
+
+    async def _do(self, effect: Spawn | Signal | Kill) -> None:
+        match effect:
+            case Spawn(invocation):
+                await self._spawn(invocation)
+            case Signal(invocation, signal):
+                await self._world.signal(self, invocation, signal)
+            case Kill(invocation):
+                await self._world.kill(self, invocation)
+
+    async def _spawn(self, invocation: str) -> None:
+        try:
+            process = await self._world.spawn(self, invocation)
+        except Unavailable:
+            raise
+        except SpawnFailed as error:
+            passing = error.detail.get("errno") in _PASSING
+            self.post(Refused(invocation, str(error), retry=passing))
+        except Conflict as error:
+            self.post(Refused(invocation, str(error), retry=True))
+        except AgentdError as error:
+            self.post(Refused(invocation, str(error)))
+        else:
+            if self.life.invocation == invocation:
+                self.process = process
+            self.post(Spawned(invocation, process.pid, process.started))

@@ -1,0 +1,295 @@
+"""The control API's requests, carried out: each method is one row of api/API.md. Knows no HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from agentd import __version__
+from agentd.daemon import logs, unitfiles
+from agentd.daemon.agent import Agent
+from agentd.daemon.config import Config
+from agentd.daemon.ports import Actor, Json
+from agentd.daemon.status import unit_status
+from agentd.daemon.supervisor import Supervisor, settled
+from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, UnitFileError
+from agentd.host import doctor
+from agentd.model import reading
+from agentd.model.lifecycle import LIVE, Asked, Life, Policy, Restart
+from agentd.model.unit import SYSTEM_UNITS, Unit
+from agentd.store.journal import Journal
+
+DONE_WITHIN = 60.0
+"""Seconds that a request waits for its effect when it does not say how long."""
+
+
+class Controller:
+    """Implements ``ports.Control`` on the supervisor."""
+
+    def __init__(self, config: Config, supervisor: Supervisor, journal: Journal, end: Callable[[Actor], None]) -> None:
+        self._config = config
+        self._supervisor = supervisor
+        self._journal = journal
+        self._end = end
+        self._since = time.time()
+        self.broken: list[Json] = []
+        self.warnings: list[str] = []
+        self.metrics: str | None = None
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def status(self, unit: str | None = None) -> Json:
+        """Everything, or one unit."""
+        supervisor = self._supervisor
+        agents = [supervisor.get(unit)] if unit else list(supervisor.agents.values())
+        return {"agentd": self._about(), "units": [unit_status(supervisor, agent) for agent in agents]}
+
+    def explain(self, unit: str) -> Json:
+        """Each setting with its value and where it comes from, and what would be executed."""
+        agent = self._supervisor.get(unit)
+        if agent.unit is None:
+            raise BadInput(f"{unit} is a system unit: it has no unit file.", hint="agentctl status shows it.")
+        from agentd.model import explanation
+
+        rows = [row if isinstance(row, dict) else row.to_json() for row in explanation.rows(agent.unit)]
+        argv = list(agent.unit.agent.exec)
+        return {"name": unit, "file": agent.unit.file, "settings": rows, "argv": argv, "level": agent.level}
+
+    def logs(self, unit: str, lines: int, follow: bool) -> AsyncIterator[bytes]:
+        """The unit's output."""
+        self._supervisor.get(unit)
+        return logs.read(self._supervisor.spawning.log(unit), lines, follow)
+
+    async def journal(self, query: Json) -> Json:
+        """Records of the journal."""
+        return {"records": await self._journal.query(**query)}
+
+    async def doctor(self) -> Json:
+        """What this host gives, tried."""
+        return {"checks": await self._supervisor.spawning.examine(doctor.examine)}
+
+    def is_unit_process(self, pid: int) -> bool:
+        """Whether this process belongs to a unit."""
+        return self._supervisor.spawning.owns(
+            pid, [a.process.pid for a in self._supervisor.agents.values() if a.process]
+        )
+
+    # --- one unit -----------------------------------------------------------------------------------------------------
+
+    async def start(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
+        """Start it; the answer comes when it is ready, or has come to rest otherwise."""
+        agent = self._permit(unit, "start")
+        self._supervisor.start(unit, _asked(actor))
+        done = lambda: unit not in self._supervisor.waiting and settled(agent)  # noqa: E731
+        await self._supervisor.until(done, DONE_WITHIN if wait is None else wait)
+        return unit_status(self._supervisor, agent)
+
+    async def stop(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
+        """Stop it; the answer comes when its tree is gone."""
+        agent = self._permit(unit, "stop")
+        self._supervisor.stop(unit, _asked(actor))
+        await self._gone(agent, wait)
+        return unit_status(self._supervisor, agent)
+
+    async def restart(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
+        """Stop it if it runs, and run it."""
+        agent = self._supervisor.get(unit)
+        if agent.life.phase not in LIVE:
+            return await self.start(unit, actor, wait)
+        before = agent.life.invocation
+        agent.post(Restart(actor.name, actor.reason))
+        done = lambda: agent.life.invocation != before and settled(agent)  # noqa: E731
+        await self._supervisor.until(done, self._patience(agent) if wait is None else wait)
+        return unit_status(self._supervisor, agent)
+
+    async def kill(self, unit: str, signal: str, actor: Actor) -> Json:
+        """Send a signal to its main process; what follows is policy."""
+        agent = self._supervisor.get(unit)
+        name = signal if signal.startswith("SIG") else f"SIG{signal}"
+        if name not in signals.Signals.__members__:
+            raise BadInput(f"{signal!r} is not a signal.", hint="For example SIGKILL, SIGTERM or SIGUSR1.")
+        if agent.life.invocation is None:
+            raise NotActive(f"{unit} is not running: it is {agent.life.phase}.", hint=f"agentctl start {unit}")
+        record = {"kind": "unit.signalled", "unit": unit, "invocation": agent.life.invocation}
+        self._supervisor.record({**record, "actor": actor.name, "reason": f"{name} {actor.reason}".strip()})
+        await self._supervisor.signal(agent, agent.life.invocation, name)
+        return unit_status(self._supervisor, agent)
+
+    async def remove(self, unit: str, actor: Actor) -> Json:
+        """Stop it and forget it, with its file."""
+        agent = self._permit(unit, "remove")
+        self._supervisor.stop(unit, _asked(actor))
+        if not await self._gone(agent, None):
+            raise Conflict(f"{unit} does not stop: it is {agent.life.phase}.", hint="agentctl status shows why.")
+        unitfiles.remove(self._config.units, unit)
+        await self._supervisor.drop(unit)
+        self._supervisor.record({"kind": "unit.removed", "unit": unit, "actor": actor.name, "reason": actor.reason})
+        return {"removed": unit}
+
+    # --- unit files ---------------------------------------------------------------------------------------------------
+
+    async def check(self, files: list[Json]) -> Json:
+        """Read, verify and try the files against this host; touches nothing."""
+        loaded = self._read(files)
+        findings = list(loaded.findings)
+        for name, unit in loaded.units.items():
+            findings += self._supervisor.spawning.check(name, unit)
+        return {"findings": findings, "units": sorted(loaded.units)}
+
+    async def deploy(self, files: list[Json], actor: Actor) -> Json:
+        """Install what is right, then start what is new and restart what changed."""
+        loaded = self._read(files)
+        findings = list(loaded.findings)
+        done: dict[str, list[str]] = {"started": [], "restarted": [], "unchanged": []}
+        texts = {Path(str(file["path"])).stem: str(file["text"]) for file in files}
+        ready: list[tuple[str, str]] = []
+        for name, unit in loaded.units.items():
+            problems = self._supervisor.spawning.check(name, unit)
+            findings += problems
+            if not any(p["severity"] == "error" for p in problems):
+                ready.append((self._install(unit, texts[name]), name))
+        for outcome, name in ready:
+            if outcome == "started":
+                self._supervisor.start(name, _asked(actor))
+            elif outcome == "restarted":
+                self._supervisor.agents[name].post(Restart(actor.name, actor.reason or "its unit file changed"))
+            done[outcome].append(name)
+        self._supervisor.record({"kind": "fleet.deployed", "actor": actor.name, "reason": actor.reason, **done})
+        return {"findings": findings, **done}
+
+    async def run(self, name: str, unit: Json, actor: Actor) -> Json:
+        """A transient unit: it is gone when the fleet goes down."""
+        if name in self._supervisor.agents and self._supervisor.agents[name].life.phase in LIVE:
+            raise Conflict(f"{name} is running already.", hint="Choose another --name, or stop it first.")
+        made = reading.from_dict(name, unit)
+        if name in SYSTEM_UNITS:
+            raise UnitFileError(f"{name!r} is the name of one of agentd's own units.", hint="Choose another --name.")
+        if name in self._supervisor.agents and self._supervisor.agents[name].unit != made:
+            if name not in self._supervisor.spawning.transient:
+                raise Conflict(f"{name} is a unit with a file.", hint="Choose another --name, or deploy the change.")
+            self._supervisor.change(made)
+        for problem in self._supervisor.spawning.check(name, made):
+            if problem["severity"] == "error":
+                raise UnitFileError(str(problem["message"]), key=problem.get("key"), hint=problem.get("hint"))
+        self._supervisor.spawning.transient.add(name)
+        self._adopt_unit(made)
+        return await self.start(name, actor)
+
+    # --- neighbours ---------------------------------------------------------------------------------------------------
+
+    async def send(self, message: Json, actor: Actor) -> Json:
+        """A message from a person."""
+        wait = float(message.get("wait") or 0.0)
+        self._agent_unit(str(message.get("to")))
+        answer = await self._supervisor.links.router.call("send", message, timeout=wait + 10.0)
+        return dict(answer)
+
+    async def letters(self, method: str, params: Json, actor: Actor) -> Json:
+        """Dead letters: list, show, replay, purge."""
+        answer = await self._supervisor.links.router.call(f"dlq.{method}", params, timeout=30.0)
+        if method in ("replay", "purge"):
+            self._supervisor.record({"kind": f"letters.{method}", "actor": actor.name, **params, **answer})
+        return dict(answer)
+
+    async def budget(self, method: str, params: Json, actor: Actor) -> Json:
+        """Budgets: show, raise, reset."""
+        if params.get("unit"):
+            self._agent_unit(str(params["unit"]))
+        if method != "show":
+            params = {**params, "actor": actor.name, "reason": actor.reason}
+        answer = await self._supervisor.links.gateway.call(f"budget.{method}", params)
+        return dict(answer)
+
+    def down(self, actor: Actor) -> Json:
+        """Stop everything in order and end."""
+        self._end(actor)
+        return {"stopping": True}
+
+    # --- pieces -------------------------------------------------------------------------------------------------------
+
+    def take(self, loaded: unitfiles.Loaded) -> None:
+        """Remember which unit files are broken, to show them."""
+        self.broken = [f for f in loaded.findings if f["severity"] == "error"]
+
+    def _about(self) -> Json:
+        supervisor, config = self._supervisor, self._config
+        bus = supervisor.links.router.facts.get("bus")
+        warnings = list(self.warnings)
+        if not self._journal.healthy:
+            warnings.append(f"journal: {self._journal.error}; supervision goes on")
+        if self._journal.notice:
+            warnings.append(f"journal: {self._journal.notice}")
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "keeper_pid": supervisor.keeper.welcome["keeper"]["pid"],
+            "started": self._since,
+            "units": sum(1 for _ in supervisor.units()),
+            "state_dir": str(config.state),
+            "runtime_dir": str(config.runtime),
+            "units_dir": str(config.units),
+            "gateway": supervisor.spawning.gateway,
+            "metrics": self.metrics,
+            "bus": bus,
+            "upstreams": supervisor.links.gateway.facts.get("upstreams"),
+            "warnings": warnings,
+            "broken": [{"file": f["file"], "message": f["message"], "hint": f["hint"]} for f in self.broken],
+            "stopping": supervisor.stopping,
+        }
+
+    def _permit(self, unit: str, what: str) -> Agent:
+        """The agent, unless it is one of agentd's own that nobody may stop."""
+        agent = self._supervisor.get(unit)
+        if agent.unit is None and what in ("stop", "remove"):
+            raise Denied(f"{unit} is one of agentd's own units.", hint="agentctl down stops everything.")
+        if self._supervisor.stopping:
+            raise Conflict("agentd is going down.", hint="agentctl up starts it again.")
+        return agent
+
+    def _agent_unit(self, name: str) -> Agent:
+        agent = self._supervisor.get(name)
+        if agent.unit is None:
+            raise NoSuchUnit(f"{name} is one of agentd's own units: it has no inbox and no budget.")
+        return agent
+
+    def _patience(self, agent: Agent) -> float:
+        return agent.policy.stop_timeout + agent.policy.start_timeout + 5.0
+
+    async def _gone(self, agent: Agent, wait: float | None) -> bool:
+        patience = agent.policy.stop_timeout + 5.0 if wait is None else wait
+        return await self._supervisor.until(lambda: agent.life.phase not in LIVE, patience)
+
+    def _read(self, files: list[Json]) -> unitfiles.Loaded:
+        known = dict(self._supervisor.units())
+        return unitfiles.read([(str(f["path"]), str(f["text"])) for f in files], known)
+
+    def _install(self, unit: Unit, text: str) -> str:
+        """Put the file into the units directory and the unit into the fleet; what became of it."""
+        target = self._config.units / f"{unit.name}.toml"
+        if unit.file != str(target):
+            text = unitfiles.anchored(text, unit)
+            unitfiles.install(self._config.units, unit.name, text)
+            unit = reading.parse(text, unit.name, str(target))
+        self.broken = [f for f in self.broken if f["file"] != str(target)]
+        self._supervisor.spawning.transient.discard(unit.name)
+        old = self._supervisor.agents.get(unit.name)
+        if old is not None and old.unit == unit:
+            return "unchanged"
+        self._adopt_unit(unit)
+        if old is None or old.life.phase not in LIVE:
+            return "started"
+        return "restarted"
+
+    def _adopt_unit(self, unit: Unit) -> None:
+        if unit.name in self._supervisor.agents:
+            self._supervisor.change(unit)
+            return
+        life = Life.new(time.monotonic(), floor=self._supervisor.spawning.floor(unit.name))
+        self._supervisor.add(unit, unit.name, Policy.of(unit), life)
+
+
+def _asked(actor: Actor) -> Asked:
+    return Asked(actor.name, actor.reason)

@@ -1,0 +1,118 @@
+"""The daemon's ears: what router and gateway say of a unit, and what follows from it for its life.
+
+Level-triggered: each conclusion is drawn from the present facts whenever one of them changes, so it does not matter how
+often, in which order or how late they come. While a neighbour is away its last facts hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from agentd.model.lifecycle import Hang, Hold, Life, Phase, Release, Stop
+from agentd.model.liveness import Activity, Call, Held, Pulse, Verdict, activity
+from agentd.model.quantity import show_count
+from agentd.model.unit import Unit
+from agentd.wire.facts import Change, Client
+
+Json = dict[str, Any]
+
+
+def verdict(unit: Unit, life: Life, router: Json, gateway: Json, now: float) -> Verdict:
+    """What a running unit is doing, as far as its neighbours know."""
+    beat = unit.liveness.heartbeat
+    pulse = Pulse(beat, max(life.beat or 0.0, (life.deadline or now) - beat)) if beat else None
+    late = router.get("overdue")
+    return activity(
+        now,
+        pulse=pulse,
+        held=[Held(h["message"], h["since"], h.get("progress") or h["since"]) for h in router.get("held", ())],
+        calls=[
+            Call(c["started"], c.get("last_byte"), bool(c.get("parked")))
+            for c in gateway.get("calls", ())
+            if c.get("invocation") == life.invocation
+        ],
+        cap=unit.llm.silence,
+        deadline=unit.bus.deadline,
+        overdue=late[1] if late and late[0] == life.invocation else None,
+    )
+
+
+def conclusions(unit: Unit, life: Life, router: Json, gateway: Json, now: float) -> list[Hold | Release | Hang | Stop]:
+    """The events that the neighbours' present facts ask for."""
+    events: list[Hold | Release | Hang | Stop] = []
+    spent = gateway.get("exhausted")
+    if spent and unit.budget.on_exhausted == "stop" and life.wanted:
+        events.append(Stop("gateway", _spent(spent)))
+    elif spent and unit.budget.on_exhausted == "hold" and life.hold is None and life.wanted:
+        events.append(Hold(_spent(spent)))
+    elif not spent and life.hold is not None:
+        events.append(Release("its budget has room again"))
+    late = router.get("overdue")
+    if late and late[0] == life.invocation and life.phase is Phase.running:
+        found = verdict(unit, life, router, gateway, now)
+        if found.activity is Activity.hung:
+            events.append(Hang(late[0], found.reason))
+    return events
+
+
+def _spent(spent: Json) -> str:
+    used, limit = show_count(spent.get("used", 0)), show_count(spent.get("limit", 0))
+    return f"budget used up ({spent.get('scope', 'unit')}: {used} of {limit} tokens)"
+
+
+class Links:
+    """Two facts clients. ``changed`` is called with the names of the units of which something new is known."""
+
+    def __init__(
+        self,
+        runtime: Path,
+        changed: Callable[[set[str]], None],
+        store: Callable[[str, str, list[Json]], Awaitable[None]],
+    ) -> None:
+        self._changed = changed
+        self._store = store
+        self.router = self._client(runtime, "router")
+        self.gateway = self._client(runtime, "gateway")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to listen."""
+        for client in (self.router, self.gateway):
+            self._tasks.append(asyncio.create_task(client.run(), name="link"))
+
+    async def close(self) -> None:
+        """Stop listening."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def of(self, unit: str) -> tuple[Json, Json]:
+        """What router and gateway say of a unit; empty where they say nothing."""
+        key = f"unit/{unit}"
+        return self.router.facts.get(key, {}), self.gateway.facts.get(key, {})
+
+    def _client(self, runtime: Path, owner: str) -> Client:
+        async def keep(records: list[Json]) -> int:
+            await self._store(owner, client.epoch, records)
+            return int(records[-1]["seq"])
+
+        client = Client(
+            runtime / "facts" / f"{owner}.sock", "daemon", on_change=self._hear, on_records=keep, on_link=self._linked
+        )
+        return client
+
+    def _hear(self, change: Change) -> None:
+        units = {key.removeprefix("unit/") for key in (*change.set, *change.gone) if key.startswith("unit/")}
+        self._changed(units)
+
+    def _linked(self, up: bool) -> None:
+        self._changed(set())
+
+
+def monotonic() -> float:
+    """CLOCK_MONOTONIC seconds: the clock of all facts on this host."""
+    return time.monotonic()

@@ -1,0 +1,295 @@
+"""From an agent to its spawn plan: joins units, the host room's compiler and agentd's own programs.
+
+Knows where things of this fleet are and what the gateway's address is; decides no lifecycle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agentd.bus import server
+from agentd.daemon.agent import Agent
+from agentd.daemon.config import Config
+from agentd.errors import ConfigError
+from agentd.host.capability import Capabilities
+from agentd.host.compile import Compiled, System, check_host, compile, compile_system  # noqa: A004 - the room's word
+from agentd.host.identity import Identities
+from agentd.host.place import Place, make_directory
+from agentd.host.reach import EXECUTE, closed_component
+from agentd.host.stage import Stage, ours
+from agentd.keeper.plan import Listener
+from agentd.model.lifecycle import Policy
+from agentd.model.unit import Unit
+
+Json = dict[str, Any]
+
+HEARTBEAT = 3.0
+"""Seconds: the longest silence of router and gateway."""
+
+
+class Spawning:
+    """Everything that a plan is made of, for one fleet."""
+
+    def __init__(self, config: Config, capabilities: Capabilities, memory: dict[str, Json]) -> None:
+        self.config = config
+        self.capabilities = capabilities
+        self.transient: set[str] = set()
+        self._memory = memory
+        uids = range(config.uids.first, config.uids.last + 1)
+        self._place = Place(
+            runtime=config.runtime,
+            state=config.state,
+            secret=_secret(config.runtime / "secret"),
+            capabilities=capabilities,
+            identities=Identities(config.state / "units.json", uids),
+            stage=Stage(config.state / "stage"),
+        )
+        self._place.prepare()
+        self._uids: dict[str, int | None] = {}
+        self._nats_port = config.bus.port
+        self._bus_password = ""
+        make_directory(config.runtime / "etc", 0o711)
+        make_directory(config.runtime / "facts", 0o711)
+
+    @property
+    def runtime(self) -> Path:
+        """The runtime directory."""
+        return self.config.runtime
+
+    @property
+    def gateway(self) -> str | None:
+        """``host:port`` of the gateway, once it is known."""
+        return self._place.gateway
+
+    def uid(self, unit: Unit) -> int | None:
+        """The uid that the unit runs under, where it is one of its own."""
+        if unit.name not in self._uids:
+            identities = self._place.identities
+            if unit.agent.user is not None:
+                account = identities.named(unit.agent.user, allow_root=unit.agent.allow_root)
+            else:
+                account = identities.own(unit.name)
+            self._uids[unit.name] = account.uid if account.switch else None
+        return self._uids[unit.name]
+
+    def forget(self, name: str) -> None:
+        """The unit is removed: its uid may be given to another."""
+        self._uids.pop(name, None)
+        self.transient.discard(name)
+        self._place.identities.remove(name)
+
+    def floor(self, name: str) -> str | None:
+        """The newest invocation id that a unit of this name ever had."""
+        return self._memory.get(name, {}).get("floor")
+
+    def log(self, name: str) -> Path:
+        """The file with its output."""
+        return self._place.log(name)
+
+    def learn(self, name: str, listeners: dict[str, str]) -> None:
+        """The addresses of a unit's listeners, as the keeper opened them."""
+        if name == "gateway" and "http" in listeners:
+            self._place = replace(self._place, gateway=listeners["http"].removeprefix("tcp:"))
+
+    def check(self, name: str, unit: Unit) -> list[Json]:
+        """What this host would refuse of the unit; nothing is made or changed."""
+        return [{**found.to_dict(), "unit": name} for found in check_host(unit, self._place)]
+
+    async def examine(self, doctor: Callable[[Place], list[Json]]) -> list[Json]:
+        """Have the host examined, beside the loop."""
+        return await asyncio.to_thread(doctor, self._place)
+
+    def owns(self, pid: int, mains: Iterable[int]) -> bool:
+        """Whether a process belongs to a unit: by its cgroup, or as one of the main processes or their offspring."""
+        try:
+            cgroup = Path(f"/proc/{pid}/cgroup").read_text()
+        except OSError:
+            return True  # it is gone, or hidden from us: nobody that we would trust
+        parents = {str(parent.name) for parent in self.capabilities.parents.values()}
+        if any(f"/{parent}/" in cgroup for parent in parents):
+            return True
+        return _descends(pid, set(mains))
+
+    async def compile(self, agent: Agent, invocation: str) -> Compiled:
+        """The plan of one invocation. Staging an environment may take seconds, so it is done beside the loop."""
+        if agent.unit is None:
+            system = await asyncio.to_thread(self._system, agent.name)
+            return await asyncio.to_thread(compile_system, system, invocation, self._place)
+        return compile(agent.unit, invocation, self._place)
+
+    async def prepare(self) -> None:
+        """Stage agentd's own environment ahead of the first agent, where a uid of its own could not reach it."""
+        python = ours()
+        identities = self._place.identities
+        if python is None or not identities.switch:
+            return
+        account = identities.own("router")
+        from agentd.host.stage import closed
+
+        if closed(python, account.uid, account.gid, account.groups) is not None:
+            await asyncio.to_thread(self._place.stage.stage, python)
+
+    # --- agentd's own programs ----------------------------------------------------------------------------------------
+
+    def policy(self, name: str) -> Policy:
+        """How a system unit is supervised."""
+        if name == "bus":
+            return Policy.system(type="simple")
+        return Policy.system(heartbeat=HEARTBEAT)
+
+    def _system(self, name: str) -> System:
+        return {"bus": self._bus, "router": self._router, "gateway": self._gateway}[name]()
+
+    def _bus(self) -> System:
+        binary = self._reachable(server.find(self.config.bus.server), "bus")
+        store = self.config.state / "bus"
+        file = self.runtime / "etc" / "nats.conf"
+        text = server.configuration(port=self.nats_port(), store=store, password=self.bus_password())
+        _write(file, text, 0o600, self._system_uid("bus"))
+        return System("bus", (str(binary), "-c", str(file)), directories={store: 0o700})
+
+    def _router(self) -> System:
+        channels = self.runtime / "c"
+        settings = {
+            "runtime": str(self.runtime),
+            "channels": str(channels),
+            "uids": self._peers(),
+            "nats": {"url": f"nats://127.0.0.1:{self.nats_port()}", "user": server.USER, "secret": "bus"},
+        }
+        file = self.runtime / "etc" / "router.json"
+        _write(file, json.dumps(settings, indent=1), 0o644, None)
+        return System(
+            "router",
+            (sys.executable, "-m", "agentd.router.main", "--config", str(file)),
+            listeners=(self._facts("router"),),
+            secrets={"bus": self.bus_password().encode()},
+            directories={channels: 0o711},
+            heartbeat=HEARTBEAT,
+        )
+
+    def _gateway(self) -> System:
+        state = self.config.state / "gateway"
+        keys: dict[str, bytes] = {}
+        upstreams = [self._upstream(up.model_dump(exclude_none=True), keys) for up in self.config.upstream]
+        settings = {
+            "listen": self.config.gateway.listen,
+            "runtime": str(self.runtime),
+            "state": str(state),
+            "uids": self._peers(),
+            "upstream": upstreams,
+        }
+        file = self.runtime / "etc" / "gateway.json"
+        _write(file, json.dumps(settings, indent=1), 0o644, None)
+        return System(
+            "gateway",
+            (sys.executable, "-m", "agentd.gateway.main", "--config", str(file)),
+            listeners=(self._facts("gateway"), Listener("http", f"tcp:{self.config.gateway.listen}")),
+            secrets={"secret": self._place.secret, **keys},
+            directories={state: 0o700},
+            heartbeat=HEARTBEAT,
+        )
+
+    def _upstream(self, upstream: Json, keys: dict[str, bytes]) -> Json:
+        """An upstream whose key travels as a descriptor: no file of ours needs to be open to the gateway."""
+        name = f"key-{upstream['name']}"
+        if file := upstream.pop("key_file", None):
+            try:
+                keys[name] = Path(file).read_bytes().strip()
+            except OSError as error:
+                raise ConfigError(f"upstream {upstream['name']}: {file}: {error.strerror}.") from error
+            upstream["secret"] = name
+        elif variable := upstream.pop("key_env", None):
+            if variable not in os.environ:
+                raise ConfigError(f"upstream {upstream['name']}: the environment has no {variable}.")
+            keys[name] = os.environ[variable].encode()
+            upstream["secret"] = name
+        return {**upstream, "models": list(upstream.get("models", ()))}
+
+    def _facts(self, owner: str) -> Listener:
+        return Listener("facts", f"unix:{self.runtime}/facts/{owner}.sock", mode=0o666)
+
+    def _peers(self) -> list[int]:
+        """The uids that may hear facts: ours, and those of router and gateway."""
+        uids = {os.geteuid(), *(self._system_uid(name) or os.geteuid() for name in ("router", "gateway"))}
+        return sorted(uids)
+
+    def peers(self) -> frozenset[int]:
+        """The same, for the daemon's own facts."""
+        return frozenset(self._peers())
+
+    def _system_uid(self, name: str) -> int | None:
+        account = self._place.identities.own(name)
+        return account.uid if account.switch else None
+
+    def _reachable(self, binary: Path, name: str) -> Path:
+        """The program itself, or its staged copy where the unit's uid cannot reach it."""
+        account = self._place.identities.own(name)
+        python = ours()
+        if not account.switch or python is None:
+            return binary
+        if closed_component(binary, account.uid, account.gid, account.groups, EXECUTE) is None:
+            return binary
+        return self._place.stage.translate(binary, python)
+
+    def nats_port(self) -> int:
+        """The port of the embedded bus: the configured one, or one that was free and is kept over restarts."""
+        file = self.runtime / "etc" / "nats.port"
+        if not self._nats_port and file.exists():
+            self._nats_port = int(file.read_text())
+        if not self._nats_port:
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", 0))
+                self._nats_port = sock.getsockname()[1]
+            _write(file, str(self._nats_port), 0o600, None)
+        return self._nats_port
+
+    def bus_password(self) -> str:
+        """The password that only bus and router know, kept over restarts of the daemon."""
+        file = self.runtime / "etc" / "bus.password"
+        if not self._bus_password and file.exists():
+            self._bus_password = file.read_text()
+        if not self._bus_password:
+            self._bus_password = secrets.token_hex(24)
+            _write(file, self._bus_password, 0o600, None)
+        return self._bus_password
+
+
+def _secret(file: Path) -> bytes:
+    """The boot secret under which virtual keys are made; it outlives keeper, daemon and gateway."""
+    if not file.exists():
+        _write(file, secrets.token_hex(32), 0o600, None)
+    return file.read_bytes()
+
+
+def _write(file: Path, text: str, mode: int, uid: int | None) -> None:
+    """Whole or not at all, and never readable for others in between."""
+    fresh = file.with_name(file.name + ".new")
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(fd, "w") as stream:
+        stream.write(text)
+        os.fchmod(fd, mode)
+        if uid is not None:
+            os.fchown(fd, uid, -1)
+    fresh.replace(file)
+
+
+def _descends(pid: int, mains: set[int]) -> bool:
+    while pid > 1:
+        if pid in mains:
+            return True
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return False
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return False

@@ -1,0 +1,137 @@
+"""What ``agentctl status`` shows: lives, kernel numbers and neighbours' facts, put together for people. Reads only."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from agentd.daemon.agent import Agent
+from agentd.daemon.links import verdict
+from agentd.daemon.supervisor import Supervisor
+from agentd.host import usage
+from agentd.model.lifecycle import Ending, Phase
+from agentd.model.liveness import Verdict
+
+Json = dict[str, Any]
+
+
+def wall(mono: float | None) -> float | None:
+    """A CLOCK_MONOTONIC moment as unix seconds."""
+    return None if mono is None else round(time.time() - (time.monotonic() - mono), 3)
+
+
+def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
+    """UnitStatus of api/API.md."""
+    life, unit = agent.life, agent.unit
+    router, gateway = supervisor.links.of(agent.name)
+    doing = _doing(agent, router, gateway)
+    return {
+        "name": agent.name,
+        "system": unit is None,
+        "file": unit.file if unit else None,
+        "description": unit.agent.description if unit else SYSTEM[agent.name],
+        "type": agent.policy.type,
+        "state": str(life.phase),
+        "activity": str(doing.activity) if doing else None,
+        "pid": agent.process.pid if agent.process and life.invocation else None,
+        "invocation": life.invocation,
+        "since": wall(life.since),
+        "started": wall(life.started),
+        "restarts": life.restarts,
+        "failures": len(life.failures),
+        "last": _ending(life.last),
+        "reason": _reason(supervisor, agent, doing),
+        "next": wall(life.deadline) if life.phase in (Phase.backoff, Phase.parked) else _rolls(agent, gateway),
+        "status": supervisor.statuses.get(agent.name, ""),
+        **_numbers(supervisor, agent),
+        "level": agent.level,
+        "tokens": _tokens(gateway) if unit else None,
+        "inbox": _inbox(router),
+        "holding": _holding(router),
+        "call": _call(gateway, life.invocation),
+        "warnings": list(agent.warnings),
+    }
+
+
+SYSTEM = {
+    "bus": "messages: nats-server with JetStream",
+    "router": "delivers messages between agents",
+    "gateway": "proxy to the models: keys, budgets, metering",
+}
+
+
+def _doing(agent: Agent, router: Json, gateway: Json) -> Verdict | None:
+    if agent.unit is None or agent.life.phase is not Phase.running:
+        return None
+    return verdict(agent.unit, agent.life, router, gateway, time.monotonic())
+
+
+def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None) -> str:
+    if agent.name in supervisor.waiting:
+        waits = [f"{name} ({supervisor.agents[name].life.phase})" for name in supervisor.missing(agent)]
+        return f"waits for {', '.join(waits)} to be ready"
+    return doing.reason if doing and agent.life.ready else agent.life.reason
+
+
+def _ending(last: Ending | None) -> Json | None:
+    if last is None:
+        return None
+    name = None
+    if last.exit is not None and last.exit < 0:
+        try:
+            name = signal.Signals(-last.exit).name
+        except ValueError:
+            name = f"signal {-last.exit}"
+    return {
+        "invocation": last.invocation,
+        "cause": str(last.cause),
+        "exit": last.exit,
+        "signal": name,
+        "text": last.text,
+        "at": last.at,
+        "ran": round(last.ran, 3),
+    }
+
+
+def _numbers(supervisor: Supervisor, agent: Agent) -> Json:
+    if agent.process is None or agent.life.invocation is None:
+        return {"memory": None, "cpu_seconds": None, "processes": 0}
+    used = usage.read(agent.name, agent.process.pid, agent.level, supervisor.spawning.capabilities)
+    return {"memory": used.memory, "cpu_seconds": used.cpu_seconds, "processes": used.processes}
+
+
+def _tokens(gateway: Json) -> Json | None:
+    if "used" not in gateway:
+        return None
+    return {key: gateway.get(key) for key in ("used", "held", "limit", "window", "resets_at")}
+
+
+def _rolls(agent: Agent, gateway: Json) -> float | None:
+    if agent.life.phase is not Phase.held:
+        return None
+    return (gateway.get("exhausted") or {}).get("resets_at")
+
+
+def _inbox(router: Json) -> Json | None:
+    if not router:
+        return None
+    return {"pending": router.get("pending", 0), "held": len(router.get("held", ())), "dead": router.get("dead", 0)}
+
+
+def _holding(router: Json) -> Json | None:
+    for held in router.get("held", ()):
+        return {
+            "message": held["message"],
+            "kind": held.get("kind"),
+            "from": held.get("from"),
+            "since": wall(held.get("since")),
+        }
+    return None
+
+
+def _call(gateway: Json, invocation: str | None) -> Json | None:
+    for call in gateway.get("calls", ()):
+        if call.get("invocation") == invocation:
+            return {"model": call.get("model"), "since": wall(call.get("started"))}
+    return None

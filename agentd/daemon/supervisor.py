@@ -1,0 +1,349 @@
+"""The fleet: one Agent per unit, and the roads between them and the world.
+
+Brings the keeper's events and the neighbours' facts to the right mailbox; remembers and tells each change before its
+effects are executed; starts units in order and stops them in reverse. What a unit should do is the pure core's to say,
+how a plan looks is the host room's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal as signals
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from agentd.daemon.agent import Agent
+from agentd.daemon.links import Links, conclusions
+from agentd.daemon.spawning import Spawning
+from agentd.daemon.telling import unit_fact
+from agentd.errors import AgentdError, NoSuchUnit
+from agentd.host.keeper import Keeper
+from agentd.keeper.plan import Process
+from agentd.model.lifecycle import LIVE, Asked, Ended, Life, Note, Now, Phase, Policy, Ready, Start, Stop
+from agentd.model.ordering import generations
+from agentd.model.unit import Unit
+from agentd.store.journal import Journal
+from agentd.store.memory import Memory
+from agentd.wire.facts import Facts
+from agentd.wire.log import logger
+
+Json = dict[str, Any]
+
+STOP_MARGIN = 10.0
+"""Seconds that stopping everything may take beyond the units' own stop_timeout."""
+
+
+class Supervisor:
+    """All units of this host, agents and system units alike."""
+
+    def __init__(self, keeper: Keeper, spawning: Spawning, memory: Memory, journal: Journal) -> None:
+        self.agents: dict[str, Agent] = {}
+        self.keeper = keeper
+        self.spawning = spawning
+        self.facts = Facts("daemon")
+        self.links = Links(spawning.runtime, self._heard, self._keep)
+        self.waiting: dict[str, Asked] = {}
+        self.stopping = False
+        self.statuses: dict[str, str] = {}
+        self._memory = memory
+        self._journal = journal
+        self._unsent: set[str] = set()
+        self._watchers: set[asyncio.Event] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._saved: dict[str, tuple[str | None, bool]] = {}
+        self._log = logger()
+        self.tell_fleet()
+
+    # --- the fleet ----------------------------------------------------------------------------------------------------
+
+    def add(self, unit: Unit | None, name: str, policy: Policy, life: Life) -> Agent:
+        """Supervise a unit (None: a system unit). It is not started."""
+        agent = Agent(name, unit, policy, life, self)
+        self.agents[name] = agent
+        self._tell(agent)
+        agent.arm()
+        return agent
+
+    def get(self, name: str) -> Agent:
+        """The agent of this name; NoSuchUnit names the nearest."""
+        if name not in self.agents:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.agents, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "agentctl list shows all units."
+            raise NoSuchUnit(f"there is no unit {name!r}.", hint=hint)
+        return self.agents[name]
+
+    def units(self) -> Iterator[tuple[str, Unit]]:
+        """The agent units, without the system's own."""
+        for name, agent in self.agents.items():
+            if agent.unit is not None:
+                yield name, agent.unit
+
+    def change(self, unit: Unit) -> Agent:
+        """Give an agent a new unit; it holds from its next start."""
+        agent = self.agents[unit.name]
+        agent.unit = unit
+        agent.policy = Policy.of(unit)
+        self._tell(agent)
+        return agent
+
+    async def drop(self, name: str) -> None:
+        """Forget a unit that is stopped: mailbox, facts, memory, and what the keeper holds for it."""
+        agent = self.agents.pop(name)
+        self.waiting.pop(name, None)
+        self.facts.drop(f"unit/{name}")
+        await agent.close()
+        self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
+        self._saved.pop(name, None)
+        await self.keeper.forget(name)
+        self.spawning.forget(name)
+
+    # --- starting and stopping ----------------------------------------------------------------------------------------
+
+    def start(self, name: str, asked: Asked) -> None:
+        """Start a unit once all that it comes after is ready."""
+        agent = self.get(name)
+        self.waiting.pop(name, None)
+        if agent.life.phase in LIVE or not self.missing(agent):
+            agent.post(Start(asked.actor, asked.reason))
+        else:
+            self.waiting[name] = asked
+            self._wake()
+
+    def stop(self, name: str, asked: Asked) -> None:
+        """Stop a unit; one that waits for its turn does not get it."""
+        self.waiting.pop(name, None)
+        self.get(name).post(Stop(asked.actor, asked.reason))
+        self._wake()
+
+    def missing(self, agent: Agent) -> list[str]:
+        """The units that this one waits for."""
+        after = agent.unit.agent.after if agent.unit is not None else ()
+        return [name for name in after if name in self.agents and not self.agents[name].life.satisfied]
+
+    async def stop_all(self, asked: Asked) -> None:
+        """Stop everything in reverse order: dependants first, the bus last."""
+        self.stopping = True
+        self.waiting.clear()
+        self.tell_fleet()
+        for generation in reversed(generations(dict(self.units()))):
+            await self._stop_these([name for name in generation if name in self.agents], asked)
+        for name in ("gateway", "router", "bus"):
+            if name in self.agents:
+                await self._stop_these([name], asked)
+
+    async def _stop_these(self, names: Iterable[str], asked: Asked) -> None:
+        agents = [self.agents[name] for name in names]
+        for agent in agents:
+            agent.post(Stop(asked.actor, asked.reason))
+        patience = max((agent.policy.stop_timeout for agent in agents), default=0.0) + STOP_MARGIN
+        await self.until(lambda: all(agent.life.phase not in LIVE for agent in agents), patience)
+
+    async def until(self, predicate: Callable[[], object], timeout: float) -> bool:
+        """Wait until predicate holds, looking again at each change; whether it came to hold in time."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            async with asyncio.timeout(timeout):
+                while not predicate():
+                    await event.wait()
+                    event.clear()
+        except TimeoutError:
+            return bool(predicate())
+        finally:
+            self._watchers.discard(event)
+        return True
+
+    async def close(self) -> None:
+        """Stop supervising; the processes go on."""
+        await self.links.close()
+        for agent in self.agents.values():
+            await agent.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- World: what agents cause -------------------------------------------------------------------------------------
+
+    def now(self) -> Now:
+        """This moment, with a random number for jitter."""
+        return Now(time.monotonic(), time.time(), random.random())  # noqa: S311 - jitter, not a secret
+
+    def changed(self, agent: Agent, before: Life) -> None:
+        """Remember and tell, before any effect is executed."""
+        life = agent.life
+        if (life.floor, life.wanted) != self._saved.get(agent.name):
+            self._remember(agent)
+        self._send_blob(agent)
+        self._tell(agent)
+        if life.phase is not before.phase or life.ready != before.ready:
+            self._start_waiting()
+        self._wake()
+
+    def note(self, agent: Agent, note: Note) -> None:
+        """A line for the journal, and for the log where it is a transition."""
+        invocation = note.invocation or agent.life.invocation
+        record = {"kind": note.kind, "unit": agent.name, "invocation": invocation, "actor": note.actor}
+        last = agent.life.last
+        extra: Json = {}
+        if note.kind == "unit.ended" and last is not None:
+            extra = {"cause": str(last.cause), "exit": last.exit, "ran": round(last.ran, 3)}
+        self.record({**record, "reason": note.text, **extra})
+        self._log.info(note.kind, unit=agent.name, reason=note.text)
+
+    def record(self, record: Json) -> None:
+        """Append one record of the daemon's own to the journal."""
+        self._journal.append([{"at": time.time(), "source": "daemon", **record}])
+
+    async def spawn(self, agent: Agent, invocation: str) -> Process:
+        """Compile the plan and have it executed."""
+        if agent.name in self._unsent:
+            await self._blob(agent)
+        if agent.unit is not None:
+            await self._channel_ready(agent.name)
+        compiled = await self.spawning.compile(agent, invocation)
+        try:
+            process, listeners = await self.keeper.spawn(compiled.plan, compiled.fds)
+        finally:
+            compiled.close()
+        agent.level, agent.warnings = compiled.level, compiled.warnings
+        self.spawning.learn(agent.name, listeners)
+        return process
+
+    async def signal(self, agent: Agent, invocation: str, signal: str) -> None:
+        """Send a signal to its main process."""
+        await self.keeper.signal(agent.name, invocation, signals.Signals[signal])
+
+    async def kill(self, agent: Agent, invocation: str) -> None:
+        """Kill its whole tree."""
+        await self.keeper.kill(agent.name, invocation)
+
+    async def beat(self, agent: Agent) -> float | None:
+        """The keeper's stamp of its last heartbeat."""
+        return (await self.keeper.beats()).get(agent.name)
+
+    # --- what the world reports ---------------------------------------------------------------------------------------
+
+    def heard_keeper(self, event: Json) -> None:
+        """An event of the keeper."""
+        match event["event"]:
+            case "ready":
+                self._post(event["unit"], Ready(event["invocation"]))
+            case "status":
+                self.statuses[event["unit"]] = event.get("status", "")
+            case "ended":
+                self.ended(event["process"], event.get("left", []))
+
+    def ended(self, process: Process, left: list[int]) -> None:
+        """A process is dead and its tree gone; the keeper may forget it."""
+        self.statuses.pop(process.unit, None)
+        if left:
+            text = f"processes {left} survived SIGKILL (uninterruptible sleep?)"
+            self.record({"kind": "unit.left", "unit": process.unit, "invocation": process.invocation, "reason": text})
+        self._post(process.unit, Ended(process.invocation, process.exit, process.ended))
+        self.background(self.release(process))
+
+    def _post(self, unit: str, event: Ready | Ended) -> None:
+        if unit in self.agents:
+            self.agents[unit].post(event)
+
+    async def release(self, process: Process) -> None:
+        """Let the keeper forget a dead process."""
+        try:
+            await self.keeper.release(process.unit, process.invocation)
+        except AgentdError:
+            return  # the successor's spawn released it already, or the keeper is away and tells it again
+
+    def _heard(self, names: set[str]) -> None:
+        """Router or gateway have something new about these units."""
+        for name in names:
+            agent = self.agents.get(name)
+            if agent is None or agent.unit is None:
+                continue
+            for event in conclusions(agent.unit, agent.life, *self.links.of(name), time.monotonic()):
+                agent.post(event)
+        self._wake()
+
+    async def _keep(self, owner: str, epoch: str, records: list[Json]) -> None:
+        await self._journal.store([{**record, "source": owner, "epoch": epoch} for record in records])
+
+    # --- remembering and telling --------------------------------------------------------------------------------------
+
+    def tell_fleet(self) -> None:
+        """State the fact about the fleet as a whole."""
+        from agentd import __version__
+
+        self.facts.set("fleet", {"version": __version__, "stopping": self.stopping})
+
+    def _tell(self, agent: Agent) -> None:
+        if agent.unit is not None:
+            uid = self.spawning.uid(agent.unit)
+            fact = unit_fact(agent.unit, agent.life, agent.endings, uid, self.spawning.runtime)
+            self.facts.set(f"unit/{agent.name}", fact)
+
+    def _remember(self, agent: Agent) -> None:
+        self._saved[agent.name] = (agent.life.floor, agent.life.wanted)
+        try:
+            self._memory.save(agent.name, {"floor": agent.life.floor, "wanted": agent.life.wanted})
+        except AgentdError as error:
+            self._unsent.add(agent.name)  # the keeper's blob must carry it before the spawn
+            self._log.warning("state.unsaved", unit=agent.name, error=str(error))
+
+    def blob(self, agent: Agent) -> Json:
+        """What the next daemon needs to go on with this unit."""
+        endings = [[e.invocation, str(e.cause), e.exit, e.at, e.ran, e.text] for e in agent.endings]
+        unit = agent.unit.model_dump(mode="json") if agent.unit is not None else None
+        transient = agent.name in self.spawning.transient
+        return {
+            "life": agent.life.to_json(),
+            "endings": endings,
+            "unit": unit,
+            "transient": transient,
+            "level": agent.level,
+        }
+
+    def _send_blob(self, agent: Agent) -> None:
+        self.background(self._blob(agent))
+
+    async def _blob(self, agent: Agent) -> None:
+        import json
+
+        if self.agents.get(agent.name) is not agent:
+            return
+        try:
+            await self.keeper.blob(agent.name, json.dumps(self.blob(agent), separators=(",", ":")))
+        except AgentdError:
+            return  # no keeper: the store has what matters
+        self._unsent.discard(agent.name)
+
+    def background(self, work: Any) -> None:
+        """Run a coroutine whose result nobody waits for; it ends with the supervisor."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_waiting(self) -> None:
+        for name, asked in list(self.waiting.items()):
+            agent = self.agents.get(name)
+            if agent is not None and not self.missing(agent):
+                del self.waiting[name]
+                agent.post(Start(asked.actor, asked.reason))
+
+    async def _channel_ready(self, name: str) -> None:
+        """Give the router a moment to open the channel of a unit that it has not met yet."""
+        router = self.links.router
+        if router.connected and f"unit/{name}" not in router.facts:
+            await self.until(lambda: f"unit/{name}" in router.facts or not router.connected, 1.0)
+
+    def _wake(self) -> None:
+        for event in self._watchers:
+            event.set()
+
+
+def settled(agent: Agent) -> bool:
+    """It came to rest: runs and is ready, or does not run."""
+    life = agent.life
+    return life.phase not in (Phase.starting, Phase.stopping) and (life.phase is not Phase.running or life.ready)

@@ -1,0 +1,49 @@
+"""What the daemon tells router and gateway of each unit: the facts of wire/FACTS.md, derived from lives by level."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from agentd.model.lifecycle import Ending, Life
+from agentd.model.unit import Unit
+
+
+def short(unit: str) -> str:
+    """The name of a unit's sockets: a path holds 107 bytes, a unit name may be longer."""
+    return hashlib.sha256(unit.encode()).hexdigest()[:12]
+
+
+def channel(runtime: Path, unit: str) -> Path:
+    """The path of a unit's channel socket."""
+    return runtime / "c" / short(unit)
+
+
+def unit_fact(unit: Unit, life: Life, endings: Iterable[Ending], uid: int | None, runtime: Path) -> dict[str, Any]:
+    """The fact ``unit/<name>``."""
+    alive = life.invocation is not None and life.started is not None
+    return {
+        "uid": uid,
+        "channel": str(channel(runtime, unit.name)),
+        "phase": str(life.phase),
+        "invocation": life.invocation if alive else None,
+        "ready": life.ready,
+        "down": life.down,
+        "endings": [[ending.invocation, str(ending.cause)] for ending in endings],
+        "bus": {
+            "may_send": None if unit.bus.may_send is None else list(unit.bus.may_send),
+            "inbox_max": unit.bus.inbox_max,
+            "in_flight": unit.bus.in_flight,
+            "deadline": unit.bus.deadline,
+            "max_deliver": unit.bus.max_deliver,
+            "poison_after": unit.bus.poison_after,
+            "backoff": list(unit.bus.backoff),
+        },
+        "budget": {
+            "tokens": [unit.budget.tokens.amount, unit.budget.tokens.window],
+            "on_exhausted": unit.budget.on_exhausted,
+        },
+        "llm": {"silence": unit.llm.silence},
+    }

@@ -1,0 +1,227 @@
+"""The daemon process: joins keeper, store, supervisor, facts, control API and metrics. Nobody imports this file."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agentd.api import metrics as scrape
+from agentd.api import server as api
+from agentd.daemon import config as configuration
+from agentd.daemon import unitfiles
+from agentd.daemon.adopt import resting, restore
+from agentd.daemon.config import Config
+from agentd.daemon.control import Controller
+from agentd.daemon.metrics import render
+from agentd.daemon.ports import Actor
+from agentd.daemon.spawning import Spawning
+from agentd.daemon.supervisor import Supervisor
+from agentd.errors import AgentdError, Conflict
+from agentd.host.capability import probe
+from agentd.host.keeper import Keeper
+from agentd.model.lifecycle import Asked
+from agentd.model.unit import SYSTEM_UNITS
+from agentd.store.journal import Journal
+from agentd.store.memory import Memory
+from agentd.wire import log
+from agentd.wire.facts import Server
+from agentd.wire.notify import notify
+
+READY_WITHIN = 15.0
+"""Seconds that agents wait at a cold start for router and gateway; then they start all the same."""
+PR_SET_DUMPABLE = 4
+ASKED = Asked("agentd", "agentd came up")
+
+Json = dict[str, Any]
+
+
+class Daemon:
+    """The daemon's parts, in the order in which they come and go."""
+
+    def __init__(self, config: Config, keeper: Keeper) -> None:
+        self._config = config
+        self._keeper = keeper
+        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._memory = Memory(config.state / "units.log")
+        self._journal = Journal.open(config.state / "journal.db")
+        capabilities = probe(config.runtime, pid=keeper.welcome["keeper"]["pid"])
+        spawning = Spawning(config, capabilities, self._memory.load())
+        self._supervisor = Supervisor(keeper, spawning, self._memory, self._journal)
+        self._controller = Controller(config, self._supervisor, self._journal, self.go_down)
+        self._facts = Server(self._supervisor.facts, {}, uids=spawning.peers())
+        self._control: api.Server | None = None
+        self._scrape: scrape.Listener | None = None
+        self._new: set[str] = set()
+        self._going_down: asyncio.Task[None] | None = None
+
+    def adopt(self) -> None:
+        """Take over what lives. From here on the keeper's events find their mailboxes."""
+        loaded = unitfiles.load(self._config.units)
+        self._controller.take(loaded)
+        self._new = restore(self._supervisor, loaded.units)
+
+    async def come_up(self) -> None:
+        """Serve, and start what is missing."""
+        supervisor = self._supervisor
+        await self._facts.start(path=self._config.runtime / "facts" / "daemon.sock")
+        os.chmod(self._config.runtime / "facts" / "daemon.sock", 0o666)  # noqa: S103 - peers are checked by uid
+        supervisor.links.start()
+        self._control = await api.serve(self._controller, self._config.runtime / "control.sock")
+        await self._listen_for_scrapes()
+        if self._keeper.welcome.get("stopping"):
+            self.go_down(Actor("keeper", None, "it was told to stop"))
+            return
+        notify("READY=1")
+        await self._start(self._new)
+
+    async def _start(self, new: set[str]) -> None:
+        """Start the system's own units, then, once they are ready, the agents that nobody has started yet."""
+        supervisor = self._supervisor
+        await supervisor.spawning.prepare()
+        for name in SYSTEM_UNITS:
+            if name in new or resting(supervisor, name):
+                supervisor.start(name, ASKED)
+        agents = [supervisor.agents[name] for name in ("router", "gateway")]
+        await supervisor.until(lambda: all(a.life.satisfied for a in agents), READY_WITHIN)
+        for name in new - set(SYSTEM_UNITS):
+            if name in supervisor.agents and not supervisor.stopping:
+                supervisor.start(name, ASKED)
+
+    def go_down(self, actor: Actor) -> None:
+        """Stop everything in order, once, and end."""
+        if self._going_down is None:
+            self._going_down = asyncio.create_task(self._go_down(actor))
+
+    async def _go_down(self, actor: Actor) -> None:
+        notify("STOPPING=1")
+        self._supervisor.record({"kind": "fleet.down", "actor": actor.name, "reason": actor.reason})
+        await self._supervisor.stop_all(Asked(actor.name, actor.reason or "agentd goes down"))
+        await self._journal.flush()
+        try:
+            await self._keeper.end()
+        except AgentdError as error:
+            log.logger().warning("keeper.end", error=str(error))
+        self.end(0)
+
+    def came_up(self, coming: asyncio.Task[None]) -> None:
+        """Coming up is over; if it failed, so does the daemon."""
+        if not coming.cancelled() and (error := coming.exception()) is not None and not self.done.done():
+            self.done.set_exception(error)
+
+    def lost(self) -> None:
+        """The keeper is gone."""
+        if self._going_down is None:
+            log.logger().error("keeper.lost", hint="The units go on without it; start agentd again.")
+            self.end(1)
+
+    def end(self, status: int) -> None:
+        """Let ``done`` be done."""
+        if not self.done.done():
+            self.done.set_result(status)
+
+    def hear(self, event: Json) -> None:
+        """An event of the keeper."""
+        if event["event"] == "stopping":
+            self.go_down(Actor("keeper", None, f"signal {event.get('signal')}"))
+        else:
+            self._supervisor.heard_keeper(event)
+
+    async def close(self) -> None:
+        """Stop serving. Units go on unless they were stopped."""
+        if self._control is not None:
+            await self._control.close()
+        if self._scrape is not None:
+            await self._scrape.close()
+        await self._facts.close()
+        await self._supervisor.close()
+        await self._journal.close()
+        self._memory.close()
+        self._keeper.close()
+
+    def _page(self) -> bytes:
+        """The metrics of this moment, the neighbours' included."""
+        links = self._supervisor.links
+        owners = {"router": links.router.facts.get("metrics"), "gateway": links.gateway.facts.get("metrics")}
+        return render(self._controller.status(), owners)
+
+    async def _listen_for_scrapes(self) -> None:
+        address = self._config.metrics.listen
+        try:
+            self._scrape = await scrape.listen(address, self._page)
+        except AgentdError as error:
+            self._controller.warnings.append(f"metrics: {error}")
+            log.logger().error("metrics.unavailable", error=str(error))
+        else:
+            self._controller.metrics = self._scrape.address
+
+
+async def run(config: Config, keeper_path: Path) -> int:
+    """Run the daemon until it is told to go, or its keeper is lost; the exit status."""
+    early: list[Json] = []
+    keeper = await Keeper.connect(keeper_path, on_event=early.append)
+    daemon = Daemon(config, keeper)
+    keeper.on_lost = daemon.lost
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, daemon.end, 0)
+    try:
+        daemon.adopt()
+        keeper.on_event = daemon.hear
+        for event in early:
+            daemon.hear(event)
+        coming = asyncio.create_task(daemon.come_up())
+        coming.add_done_callback(daemon.came_up)
+        return await daemon.done
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        await daemon.close()
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Hold the state directory; Conflict if another daemon does."""
+    file = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"{state}: another agentd uses this state directory.",
+                hint="agentctl status shows it; choose another --state to run a second one.",
+            ) from None
+        yield
+    finally:
+        os.close(file)
+
+
+def main() -> int:
+    """The program: ``python -m agentd.main``, started by the keeper or by systemd."""
+    parser = argparse.ArgumentParser(prog="agentd")
+    for option in ("config", "units", "state", "runtime"):
+        parser.add_argument(f"--{option}", type=Path)
+    given = parser.parse_args()
+    log.setup("agentd")
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us through the keeper, in order
+    os.umask(0o077)
+    try:
+        config = configuration.load(given.config, units=given.units, state=given.state, runtime=given.runtime)
+        configuration.prepare(config)
+        keeper = Path(os.environ.get("AGENTD_KEEPER") or config.runtime / "keeper.sock")
+        with alone(config.state):
+            return asyncio.run(run(config, keeper))
+    except AgentdError as error:
+        log.logger().error("agentd cannot run", error=error.message, hint=error.hint)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
