@@ -35,9 +35,9 @@ chaos: .venv/.installed ## run every scenario of chaos/ and print promised again
 
 lock: .venv/.installed ## resolve the dependencies anew into requirements*.txt, with hashes
 	$(BIN)/python -m pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-header --strip-extras --allow-unsafe \
+	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --strip-extras --allow-unsafe \
 	  --upgrade -o requirements.txt pyproject.toml
-	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-header --strip-extras --allow-unsafe \
+	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --strip-extras --allow-unsafe \
 	  --upgrade --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 system-deps: ## install the Debian packages that some tests use (needs root)

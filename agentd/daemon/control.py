@@ -17,7 +17,7 @@ from agentd.daemon.status import unit_status
 from agentd.daemon.supervisor import Supervisor, settled
 from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, UnitFileError
 from agentd.host import doctor
-from agentd.model import reading
+from agentd.model import explanation, reading
 from agentd.model.lifecycle import LIVE, Asked, Life, Policy, Restart
 from agentd.model.unit import SYSTEM_UNITS, Unit
 from agentd.store.journal import Journal
@@ -52,9 +52,8 @@ class Controller:
         agent = self._supervisor.get(unit)
         if agent.unit is None:
             raise BadInput(f"{unit} is a system unit: it has no unit file.", hint="agentctl status shows it.")
-        from agentd.model import explanation
-
-        rows = [row if isinstance(row, dict) else row.to_json() for row in explanation.rows(agent.unit)]
+        host = {("isolation", "level"): agent.level} if agent.level else {}
+        rows = [row.to_json() for row in explanation.rows(agent.unit, host)]
         argv = list(agent.unit.agent.exec)
         return {"name": unit, "file": agent.unit.file, "settings": rows, "argv": argv, "level": agent.level}
 
@@ -73,9 +72,7 @@ class Controller:
 
     def is_unit_process(self, pid: int) -> bool:
         """Whether this process belongs to a unit."""
-        return self._supervisor.spawning.owns(
-            pid, [a.process.pid for a in self._supervisor.agents.values() if a.process]
-        )
+        return self._supervisor.spawning.owns(pid, self._supervisor.keeper.welcome["keeper"]["pid"])
 
     # --- one unit -----------------------------------------------------------------------------------------------------
 
@@ -222,6 +219,8 @@ class Controller:
             warnings.append(f"journal: {self._journal.error}; supervision goes on")
         if self._journal.notice:
             warnings.append(f"journal: {self._journal.notice}")
+        if self._supervisor.memory_notice:
+            warnings.append(f"state: {self._supervisor.memory_notice}")
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -235,6 +234,7 @@ class Controller:
             "metrics": self.metrics,
             "bus": bus,
             "upstreams": supervisor.links.gateway.facts.get("upstreams"),
+            "journal": {"healthy": self._journal.healthy, "dropped": self._journal.dropped},
             "warnings": warnings,
             "broken": [{"file": f["file"], "message": f["message"], "hint": f["hint"]} for f in self.broken],
             "stopping": supervisor.stopping,

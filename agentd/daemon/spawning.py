@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,8 @@ class Spawning:
         """Have the host examined, beside the loop."""
         return await asyncio.to_thread(doctor, self._place)
 
-    def owns(self, pid: int, mains: Iterable[int]) -> bool:
-        """Whether a process belongs to a unit: by its cgroup, or as one of the main processes or their offspring."""
+    def owns(self, pid: int, keeper: int) -> bool:
+        """Whether a process belongs to a unit: by its cgroup, or as offspring of the keeper."""
         try:
             cgroup = Path(f"/proc/{pid}/cgroup").read_text()
         except OSError:
@@ -117,7 +117,7 @@ class Spawning:
         parents = {str(parent.name) for parent in self.capabilities.parents.values()}
         if any(f"/{parent}/" in cgroup for parent in parents):
             return True
-        return _descends(pid, set(mains))
+        return _descends(pid, keeper)
 
     async def compile(self, agent: Agent, invocation: str) -> Compiled:
         """The plan of one invocation. Staging an environment may take seconds, so it is done beside the loop."""
@@ -283,10 +283,13 @@ def _write(file: Path, text: str, mode: int, uid: int | None) -> None:
     fresh.replace(file)
 
 
-def _descends(pid: int, mains: set[int]) -> bool:
+def _descends(pid: int, keeper: int) -> bool:
+    """Whether it is offspring of the keeper, orphans included, but not the daemon or something that the daemon started."""
     while pid > 1:
-        if pid in mains:
+        if pid == keeper:
             return True
+        if pid == os.getpid():
+            return False
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except OSError:

@@ -43,6 +43,8 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "last": _ending(life.last),
         "reason": _reason(supervisor, agent, doing),
         "next": wall(life.deadline) if life.phase in (Phase.backoff, Phase.parked) else _rolls(agent, gateway),
+        "ready": life.ready,
+        "beat_age": None if life.beat is None else round(time.monotonic() - life.beat, 3),
         "status": supervisor.statuses.get(agent.name, ""),
         **_numbers(supervisor, agent),
         "level": agent.level,

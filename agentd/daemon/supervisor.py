@@ -56,6 +56,13 @@ class Supervisor:
         self._log = logger()
         self.tell_fleet()
 
+    @property
+    def memory_notice(self) -> str | None:
+        """What is wrong with the file in which lives are remembered."""
+        if self._unsent:
+            return f"cannot be written, kept by the keeper meanwhile: {', '.join(sorted(self._unsent))}"
+        return self._memory.notice
+
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
     def add(self, unit: Unit | None, name: str, policy: Policy, life: Life) -> Agent:
@@ -288,6 +295,7 @@ class Supervisor:
         self._saved[agent.name] = (agent.life.floor, agent.life.wanted)
         try:
             self._memory.save(agent.name, {"floor": agent.life.floor, "wanted": agent.life.wanted})
+            self._unsent.discard(agent.name)
         except AgentdError as error:
             self._unsent.add(agent.name)  # the keeper's blob must carry it before the spawn
             self._log.warning("state.unsaved", unit=agent.name, error=str(error))
@@ -317,7 +325,6 @@ class Supervisor:
             await self.keeper.blob(agent.name, json.dumps(self.blob(agent), separators=(",", ":")))
         except AgentdError:
             return  # no keeper: the store has what matters
-        self._unsent.discard(agent.name)
 
     def background(self, work: Any) -> None:
         """Run a coroutine whose result nobody waits for; it ends with the supervisor."""
