@@ -95,6 +95,7 @@ class Daemon:
         for name in new - set(SYSTEM_UNITS):
             if name in supervisor.agents and not supervisor.stopping:
                 supervisor.start(name, ASKED)
+        supervisor.starting = False
 
     def go_down(self, actor: Actor) -> None:
         """Stop everything in order, once, and end."""

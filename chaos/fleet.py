@@ -83,9 +83,13 @@ class Fleet:
     def settle(self, timeout: float = 40) -> None:
         """Wait until every unit has been started and none is on its way."""
         try:
-            wait_until(lambda: all(map(_at_rest, self.status()["units"])), timeout, "every unit has come to rest")
+            wait_until(self._settled, timeout, "every unit has come to rest")
         except Broken as error:
             raise Broken(f"{error}\n{self.tail()}") from None
+
+    def _settled(self) -> bool:
+        status = self.status()
+        return not status["agentd"]["starting"] and all(map(_at_rest, status["units"]))
 
     def _died(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
@@ -214,10 +218,15 @@ def examples(base: Path, names: list[str], model: str = "dry-run") -> dict[str, 
     for path in (agents, *agents.rglob("*")):
         path.chmod(0o755)
     texts = {name: (HERE / "units" / f"{name}.toml").read_text() for name in names}
-    return {
-        name: text.replace("[agent]\n", f'[agent]\nenv = {{ AGENTD_MODEL = "{model}" }}\n')
-        for name, text in texts.items()
-    }
+    return {name: _with_model(text, model) for name, text in texts.items()}
+
+
+def _with_model(text: str, model: str) -> str:
+    """A unit file whose program asks this model."""
+    setting = f'AGENTD_MODEL = "{model}"'
+    if "[agent.env]\n" in text:
+        return text.replace("[agent.env]\n", f"[agent.env]\n{setting}\n", 1)
+    return text.replace("[agent]\n", f"[agent]\nenv = {{ {setting} }}\n", 1)
 
 
 def _at_rest(unit: Json) -> bool:

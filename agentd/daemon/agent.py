@@ -18,6 +18,7 @@ from agentd.model.lifecycle import (
     Effect,
     Ending,
     Event,
+    Excused,
     Kill,
     Life,
     Note,
@@ -49,6 +50,7 @@ class World(Protocol):
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None: ...
     async def kill(self, agent: Agent, invocation: str) -> None: ...
     async def beat(self, agent: Agent) -> float | None: ...
+    def thinking(self, agent: Agent) -> bool: ...
 
 
 class Agent:
@@ -124,8 +126,11 @@ class Agent:
             at = await self._world.beat(self)
         except Unavailable:
             return  # no keeper, no judgement: it is posted again after adoption
-        if at is not None and invocation is not None:
-            self.post(Beat(invocation, at))
+        if invocation is not None:
+            if at is not None:
+                self.post(Beat(invocation, at))
+            if self._world.thinking(self):
+                self.post(Excused(invocation))
         self.post(Deadline())
 
     async def _execute(self) -> None:

@@ -237,6 +237,7 @@ class Controller:
             "journal": {"healthy": self._journal.healthy, "dropped": self._journal.dropped},
             "warnings": warnings,
             "broken": [{"file": f["file"], "message": f["message"], "hint": f["hint"]} for f in self.broken],
+            "starting": supervisor.starting or bool(supervisor.waiting),
             "stopping": supervisor.stopping,
         }
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from agentd.model.lifecycle import Hang, Hold, Life, Phase, Release, Stop
+from agentd.model.lifecycle import Hang, Hold, Life, Phase, Policy, Release, Stop
 from agentd.model.liveness import Activity, Call, Held, Pulse, Verdict, activity
 from agentd.model.quantity import show_count
 from agentd.model.unit import Unit
@@ -23,12 +23,10 @@ Json = dict[str, Any]
 
 def verdict(unit: Unit, life: Life, router: Json, gateway: Json, now: float) -> Verdict:
     """What a running unit is doing, as far as its neighbours know."""
-    beat = unit.liveness.heartbeat
-    pulse = Pulse(beat, max(life.beat or 0.0, (life.deadline or now) - beat)) if beat else None
     late = router.get("overdue")
     return activity(
         now,
-        pulse=pulse,
+        pulse=Pulse.of(life, Policy.of(unit)),
         held=[Held(h["message"], h["since"], h.get("progress") or h["since"]) for h in router.get("held", ())],
         calls=[
             Call(c["started"], c.get("last_byte"), bool(c.get("parked")))

@@ -19,7 +19,7 @@ from typing import Any
 from agentd.bus import server
 from agentd.daemon.agent import Agent
 from agentd.daemon.config import Config
-from agentd.errors import ConfigError
+from agentd.errors import AgentdError, ConfigError
 from agentd.host.capability import Capabilities
 from agentd.host.compile import Compiled, System, check_host, compile, compile_system  # noqa: A004 - the room's word
 from agentd.host.identity import Identities
@@ -54,7 +54,7 @@ class Spawning:
             stage=Stage(config.state / "stage"),
         )
         self._place.prepare()
-        self._uids: dict[str, int | None] = {}
+        self._uids: dict[tuple[str, str | None], int | None] = {}
         self._nats_port = config.bus.port
         self._bus_password = ""
         make_directory(config.runtime / "etc", 0o711)
@@ -71,19 +71,26 @@ class Spawning:
         return self._place.gateway
 
     def uid(self, unit: Unit) -> int | None:
-        """The uid that the unit runs under, where it is one of its own."""
-        if unit.name not in self._uids:
+        """The uid that the unit runs under, where it is one of its own.
+
+        None also where it can have none (no such user, no uid left): then it is never spawned, and its refusal says why.
+        """
+        key = (unit.name, unit.agent.user)
+        if key not in self._uids:
             identities = self._place.identities
-            if unit.agent.user is not None:
-                account = identities.named(unit.agent.user, allow_root=unit.agent.allow_root)
-            else:
-                account = identities.own(unit.name)
-            self._uids[unit.name] = account.uid if account.switch else None
-        return self._uids[unit.name]
+            try:
+                if unit.agent.user is not None:
+                    account = identities.named(unit.agent.user, allow_root=unit.agent.allow_root)
+                else:
+                    account = identities.own(unit.name)
+            except AgentdError:
+                return None
+            self._uids[key] = account.uid if account.switch else None
+        return self._uids[key]
 
     def forget(self, name: str) -> None:
         """The unit is removed: its uid may be given to another."""
-        self._uids.pop(name, None)
+        self._uids = {key: uid for key, uid in self._uids.items() if key[0] != name}
         self.transient.discard(name)
         self._place.identities.remove(name)
 
@@ -284,7 +291,7 @@ def _write(file: Path, text: str, mode: int, uid: int | None) -> None:
 
 
 def _descends(pid: int, keeper: int) -> bool:
-    """Whether it is offspring of the keeper, orphans included, but not the daemon or something that the daemon started."""
+    """Whether it is offspring of the keeper, orphans included; the daemon and what it started are not meant."""
     while pid > 1:
         if pid == keeper:
             return True

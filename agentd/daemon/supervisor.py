@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from agentd.daemon.agent import Agent
-from agentd.daemon.links import Links, conclusions
+from agentd.daemon.links import Links, conclusions, verdict
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
 from agentd.errors import AgentdError, NoSuchUnit
 from agentd.host.keeper import Keeper
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import LIVE, Asked, Ended, Life, Note, Now, Phase, Policy, Ready, Start, Stop
+from agentd.model.liveness import Activity
 from agentd.model.ordering import generations
 from agentd.model.unit import Unit
 from agentd.store.journal import Journal
@@ -46,6 +47,7 @@ class Supervisor:
         self.links = Links(spawning.runtime, self._heard, self._keep)
         self.waiting: dict[str, Asked] = {}
         self.stopping = False
+        self.starting = True
         self.statuses: dict[str, str] = {}
         self._memory = memory
         self._journal = journal
@@ -231,6 +233,13 @@ class Supervisor:
     async def beat(self, agent: Agent) -> float | None:
         """The keeper's stamp of its last heartbeat."""
         return (await self.keeper.beats()).get(agent.name)
+
+    def thinking(self, agent: Agent) -> bool:
+        """Whether a model call of its moves: then silence is no hang."""
+        if agent.unit is None:
+            return False
+        doing = verdict(agent.unit, agent.life, *self.links.of(agent.name), time.monotonic())
+        return doing.activity is Activity.thinking
 
     # --- what the world reports ---------------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ def usd(text: str | float) -> int:
         value = Decimal(str(text).strip().lstrip("$"))
     except InvalidOperation:
         raise ValueError(f'{text!r} is not an amount of USD; write for example "5.00"') from None
-    if value < 0 or not value.is_finite():
+    if not value.is_finite() or value < 0:
         raise ValueError("an amount of USD cannot be negative")
     return int(value * NANO)
 
@@ -125,9 +125,9 @@ def usd_allowance(text: str | float) -> Allowance:
 
 def show_duration(seconds: float) -> str:
     """A duration for people: ``0.35`` → ``350ms``, ``3725`` → ``1h02m``."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f}ms"
-    whole = int(seconds)
+    whole = int(seconds + 0.0005)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
@@ -140,7 +140,7 @@ def show_duration(seconds: float) -> str:
 def show_size(count: float) -> str:
     """A size for people: ``536870912`` → ``512M``."""
     for unit in ("B", "K", "M", "G"):
-        if count < 1024:
+        if count < 1023.5:
             return f"{count:.0f}{unit}" if unit in "BK" or count >= 10 or count == int(count) else f"{count:.1f}{unit}"
         count /= 1024
     return f"{count:.1f}T"
@@ -148,10 +148,10 @@ def show_size(count: float) -> str:
 
 def show_count(count: float) -> str:
     """A number of tokens for people: ``1234`` → ``1.2k``."""
-    if count < 1000:
+    if count < 999.5:
         return f"{count:.0f}"
     for unit in ("k", "M"):
         count /= 1000
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.0f}{unit}" if count >= 100 or count == int(count) else f"{count:.1f}{unit}"
     return f"{count / 1000:.1f}B"

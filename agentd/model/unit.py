@@ -41,7 +41,7 @@ class Agent(Section):
     type: Literal["simple", "notify", "oneshot"] = Field(
         "simple",
         description="simple: running as soon as it is started. notify: running once it says READY=1 on "
-        "NOTIFY_SOCKET. oneshot: done when it exits 0.",
+        "NOTIFY_SOCKET. oneshot: done when it exits 0; failed otherwise, unless restart.policy is on-failure.",
     )
     workdir: str | None = Field(
         None,

@@ -1,0 +1,273 @@
+"""From the text of a unit file to a Unit, or to errors that name file, line, key, what is wrong and what to do.
+
+Parsing only: each file by itself, each setting by itself. What units and settings mean together is ``verify``'s. Reads
+no file: the text is an argument. Types are TOML's own and strict: ``burst = "5"`` is a text, not a number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from math import inf
+from typing import Any
+
+from pydantic import ValidationError
+
+from agentd.errors import UnitFileError
+from agentd.model.unit import NAME, PLANNED, SECTIONS, SYSTEM_UNITS, Section, Unit
+
+_SOME_AGENT = {"exec": ["-"]}
+"""Stands in for a section that is reported already, so that the rest can be checked."""
+
+_EXPECTED = {
+    "string_type": "a text in quotes",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": 'a list of texts, such as ["a", "b"]',
+    "dict_type": 'a table, such as { KEY = "value" }',
+}
+"""What a setting should have been, by pydantic's kind of error."""
+
+
+def parse(text: str, name: str, file: str | None = None) -> Unit:
+    """The unit that a file describes; its first problem as UnitFileError."""
+    data, errors = _load(text, file)
+    return _build(name, data, file, text, errors)
+
+
+def from_dict(name: str, data: Mapping[str, Any]) -> Unit:
+    """The unit that a request describes (a transient unit); its first problem as UnitFileError."""
+    return _build(name, data, None, "", [])
+
+
+def problems(text: str, name: str, file: str | None = None) -> list[UnitFileError]:
+    """All that is wrong with a unit file, by line; empty when ``parse`` would succeed."""
+    data, errors = _load(text, file)
+    errors = errors or list(_problems(name, data, file, text))
+    return sorted(errors, key=_line)
+
+
+def locate(text: str, section: str, key: str | None = None) -> int | None:
+    """The line on which a setting (or, without a key, a section) stands, from 1; None if it does not."""
+    wanted = (section,) if key is None else (section, key)
+    best: tuple[int, int] | None = None
+    for line, path in _places(text):
+        depth = len(path) if path == wanted[: len(path)] else len(wanted) if path[: len(wanted)] == wanted else 0
+        if depth > (best[0] if best else 0):
+            best = depth, line
+    return best[1] if best else None
+
+
+def _build(name: str, data: Mapping[str, Any], file: str | None, text: str, errors: list[UnitFileError]) -> Unit:
+    errors = errors or list(_problems(name, data, file, text))
+    if errors:
+        raise min(errors, key=_line)
+    return _validated(name, data, file)
+
+
+def _line(error: UnitFileError) -> float:
+    return error.line or (0 if error.key is None else inf)
+
+
+def _load(text: str, file: str | None) -> tuple[dict[str, Any], list[UnitFileError]]:
+    try:
+        return tomllib.loads(text), []
+    except tomllib.TOMLDecodeError as error:
+        match = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
+        line = int(match[1]) if match else text.count("\n") + 1
+        what = re.sub(r" *\(at .*\)$", "", str(error))
+        at = f" at column {match[2]}" if match else " at the end of the file"
+        if "overwrite" in what or "twice" in what:
+            what, at = "a key or section stands twice", ""
+        message = f"this is not TOML: {what[:1].lower()}{what[1:]}{at}."
+        return {}, [UnitFileError(message, file=file, line=line, hint='A setting is written key = value, texts in "".')]
+
+
+# --- all problems of one file -----------------------------------------------------------------------------------------
+
+
+def _problems(name: str, data: Mapping[str, Any], file: str | None, text: str) -> Iterator[UnitFileError]:
+    if (bad := _bad_name(name)) is not None:
+        yield UnitFileError(bad[0], file=file, hint=bad[1])
+    known: dict[str, Any] = {}
+    if "agent" not in data and any(section not in SECTIONS for section in data):
+        known["agent"] = _SOME_AGENT  # it is there, misspelt or without its header; that is told below
+    for section, value in data.items():
+        if section not in SECTIONS:
+            yield _unknown_section(section, file, locate(text, section))
+        elif not isinstance(value, Mapping):
+            message, hint = f"expected a table, got {_show(value)}.", f"Write [{section}] on a line of its own."
+            yield UnitFileError(message, file=file, line=locate(text, section), key=f"[{section}]", hint=hint)
+            known[section] = _SOME_AGENT if section == "agent" else {}
+        else:
+            unknown = [key for key in value if key not in _fields(section)]
+            known[section] = {key: item for key, item in value.items() if key not in unknown}
+            for key in unknown:
+                yield _unknown_key(section, key, file, locate(text, section, key))
+    yield from _invalid(name, known, file, text)
+
+
+def _invalid(name: str, data: Mapping[str, Any], file: str | None, text: str) -> Iterator[UnitFileError]:
+    try:
+        _validated(name, data, file)
+    except ValidationError as error:
+        seen = set()
+        for detail in error.errors(include_url=False):
+            section, key = str(detail["loc"][0]), str(detail["loc"][1]) if len(detail["loc"]) > 1 else None
+            if (section, key) not in seen:
+                seen.add((section, key))
+                yield _invalid_value(section, key, detail, file, text)
+
+
+def _validated(name: str, data: Mapping[str, Any], file: str | None) -> Unit:
+    """Validate as JSON, the one mode that is strict about types and still takes a list for a tuple."""
+    whole = {**data, "name": name, "file": file}
+    return Unit.model_validate_json(json.dumps(whole, default=_no_json), strict=True)
+
+
+def _no_json(value: object) -> dict[str, str]:
+    """TOML's dates and times, which no setting takes: a table fits none either."""
+    return {"not a setting": str(value)}
+
+
+def _bad_name(name: str) -> tuple[str, str] | None:
+    if name in SYSTEM_UNITS:
+        return f"{name!r} is the name of one of agentd's own units. Refusing.", "Name the unit otherwise."
+    if NAME.fullmatch(name):
+        return None
+    if name.endswith("@"):
+        return (
+            f"{name!r}: templates are planned, not in this version.",
+            "Name the file NAME.toml, or NAME@INSTANCE.toml.",
+        )
+    what = "is too long" if NAME.fullmatch(name[:63]) else "is not a unit name"
+    rule = "A name is 1 to 63 characters a-z 0-9 _ - and begins with a letter or digit"
+    return f"{name!r} {what}.", f"{rule}{_suggest_name(name)}."
+
+
+def _suggest_name(name: str) -> str:
+    simple = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:63]
+    return f", for example {simple!r}" if NAME.fullmatch(simple) else ""
+
+
+def _unknown_section(section: str, file: str | None, line: int | None) -> UnitFileError:
+    homes = [home for home in SECTIONS if section in _fields(home)]
+    if section in PLANNED:
+        message, hint = "planned, not in this version.", "Remove the section; nothing is accepted and ignored."
+    elif homes:
+        message, hint = "this setting stands outside of its section.", f"Move it under [{homes[0]}]."
+        return UnitFileError(message, file=file, line=line, key=section, hint=hint)
+    elif section in ("name", "file"):
+        message, hint = "no such section.", "The name of a unit is the name of its file; remove this line."
+        return UnitFileError(message, file=file, line=line, key=section, hint=hint)
+    else:
+        message = "no such section."
+        hint = f"{_nearest(section, SECTIONS, '[{}]')}Sections are {', '.join(f'[{s}]' for s in SECTIONS)}."
+    return UnitFileError(message, file=file, line=line, key=f"[{section}]", hint=hint)
+
+
+def _unknown_key(section: str, key: str, file: str | None, line: int | None) -> UnitFileError:
+    fields = tuple(_fields(section))
+    homes = [home for home in SECTIONS if key in _fields(home)]
+    near = _nearest(key, fields, "{}")
+    if key in PLANNED.get(section, ()):
+        message, hint = "planned, not in this version.", "Remove the key; nothing is accepted and ignored."
+    elif homes and not near:
+        message, hint = f"no such setting in [{section}].", f"It belongs to [{homes[0]}]."
+    else:
+        message, hint = "no such setting.", f"{near}[{section}] takes {', '.join(fields)}."
+    return UnitFileError(message, file=file, line=line, key=f"[{section}] {key}", hint=hint)
+
+
+def _invalid_value(
+    section: str, key: str | None, detail: Mapping[str, Any], file: str | None, text: str
+) -> UnitFileError:
+    if detail["type"] == "missing":
+        example = 'Say what to run, for example exec = ["python3", "agent.py"] under [agent].'
+        where = f"[{section}] {key or 'exec'}"
+        return UnitFileError("missing.", file=file, line=locate(text, section), key=where, hint=example)
+    item = next((part + 1 for part in detail["loc"][2:] if isinstance(part, int)), None)
+    entry = next((part for part in detail["loc"][2:] if isinstance(part, str)), None)
+    which = f"item {item}: " if item else f"{entry}: " if entry else ""
+    where = f"[{section}] {key}" if key else f"[{section}]"
+    line = locate(text, section, key)
+    return UnitFileError(f"{which}{_wrong(detail)}", file=file, line=line, key=where, hint=_help(section, key))
+
+
+def _wrong(detail: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in words."""
+    kind, context, got = detail["type"], detail.get("ctx", {}), _show(detail["input"])
+    if kind == "value_error":
+        return f"{context['error']}."
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, got {got}."
+    if kind == "literal_error":
+        expected = context["expected"].replace("'", "").replace(" or ", ", ")
+        return f"expected one of {expected}, got {got}."
+    if kind == "greater_than_equal":
+        return f"{got} is too small, at least {context['ge']}."
+    if kind == "less_than_equal":
+        return f"{got} is too large, at most {context['le']}."
+    if kind == "too_short":
+        return "it is empty."
+    return f"{detail['msg']}, got {got}."
+
+
+def _help(section: str, key: str | None) -> str | None:
+    field = _fields(section).get(key or "")
+    if field is None or not field.description:
+        return None
+    sentence, dot, _ = field.description.partition(". ")
+    return f"{key}: {sentence}{dot.strip()}"
+
+
+def _fields(section: str) -> Mapping[str, Any]:
+    kind = Unit.model_fields[section].annotation
+    assert isinstance(kind, type)
+    assert issubclass(kind, Section)
+    return kind.model_fields
+
+
+def _nearest(word: str, words: Iterable[str], form: str) -> str:
+    near = difflib.get_close_matches(word.lower(), list(words), n=1)
+    return f"Did you mean {form.format(near[0])}? " if near else ""
+
+
+def _show(value: object) -> str:
+    """A value as TOML has it, short."""
+    if isinstance(value, dict):
+        return f"the date or time {value['not a setting']}" if "not a setting" in value else "a table"
+    if isinstance(value, list | tuple):
+        return "a list"
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return shown if len(shown) <= 40 else shown[:39] + "…"
+
+
+# --- where things stand -----------------------------------------------------------------------------------------------
+
+_HEADER = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
+_SETTING = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+
+
+def _places(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, full path) of each table header and each setting that begins a line."""
+    table: tuple[str, ...] = ()
+    quoted = False
+    for number, line in enumerate(text.splitlines(), 1):
+        inside, quoted = quoted, quoted ^ (len(re.findall(r'"""|\'\'\'', line)) % 2 == 1)
+        if inside:
+            continue
+        if match := _HEADER.match(line):
+            table = _path(match[1])
+            yield number, table
+        elif match := _SETTING.match(line):
+            yield number, table + _path(match[1])
+
+
+def _path(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

@@ -1,0 +1,128 @@
+"""What units and settings mean together: combinations that parse but cannot be meant, and units among each other.
+
+``reading`` has checked each setting by itself. A finding is a value: an error refuses its unit, a warning is shown and
+the unit runs. One unit's finding never touches another unit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from agentd.model import ordering
+from agentd.model.quantity import show_duration as show
+from agentd.model.unit import SYSTEM_UNITS, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about one unit that a person should know."""
+
+    unit: str
+    key: str
+    """``[section] key``"""
+    message: str
+    """Directive, condition, verdict."""
+    hint: str
+    severity: Literal["error", "warning"] = "error"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Section and key, as ``reading.locate`` wants them."""
+        section, _, key = self.key.partition(" ")
+        return section.strip("[]"), key
+
+
+def verify(units: Mapping[str, Unit], broken: Collection[str] = ()) -> list[Finding]:
+    """All findings on a set of units. ``broken`` names units whose files have errors of their own: waiting for one of
+    those is a warning, so that a broken file stops only itself."""
+    cycles = ordering.cycles(ordering.after(units))
+    findings: list[Finding] = []
+    for name, unit in units.items():
+        findings += _name(name)
+        findings += _restart(name, unit)
+        findings += _times(name, unit)
+        findings += _bus(name, unit, units, broken)
+        findings += _after(name, unit, units, broken)
+        if name in cycles:
+            way = " → ".join(cycles[name])
+            message = f"cycle {way}: none of them could ever start. Refusing."
+            findings.append(Finding(name, "[agent] after", message, "Remove one of these from after."))
+    return findings
+
+
+def _name(name: str) -> Iterator[Finding]:
+    if name in SYSTEM_UNITS:
+        message = f"{name!r} is the name of one of agentd's own units. Refusing."
+        yield Finding(name, "[agent]", message, "Name the unit otherwise.")
+
+
+def _restart(name: str, unit: Unit) -> Iterator[Finding]:
+    restart = unit.restart
+    if restart.policy == "never":
+        return
+    if restart.max_delay < restart.delay:
+        message = f"max_delay = {show(restart.max_delay)} is less than delay = {show(restart.delay)}. Refusing."
+        yield Finding(name, "[restart] max_delay", message, "Set max_delay to at least delay.")
+    if restart.window == 0:
+        message = f"no {restart.burst} failures fit into a window of 0s: a crash loop would never be parked. Refusing."
+        yield Finding(name, "[restart] window", message, "Set window to the time in which burst failures are a loop.")
+    if restart.parked_delay == 0:
+        message = "a parked unit would be tried again without pause. Refusing."
+        yield Finding(name, "[restart] parked_delay", message, 'Set parked_delay = "5m", or leave it out.')
+    elif restart.parked_delay < restart.max_delay:
+        message = (
+            f"parked_delay = {show(restart.parked_delay)} is less than max_delay = {show(restart.max_delay)}: "
+            "a parked unit would be tried more often than one in back-off. Proceeding."
+        )
+        yield Finding(name, "[restart] parked_delay", message, "Set parked_delay to at least max_delay.", "warning")
+    if restart.healthy_after > restart.parked_delay and restart.healthy_after > 3600:
+        message = f"a run counts as healthy only after {show(restart.healthy_after)}: the back-off hardly ever resets."
+        yield Finding(
+            name, "[restart] healthy_after", message, 'Set healthy_after = "10s", or leave it out.', "warning"
+        )
+
+
+def _times(name: str, unit: Unit) -> Iterator[Finding]:
+    zero = {
+        "[liveness] heartbeat": (unit.liveness.heartbeat, "it would be hung as soon as it runs"),
+        "[bus] deadline": (unit.bus.deadline, "it would be hung with its first message"),
+        "[llm] silence": (unit.llm.silence, "every model call would count as stuck"),
+    }
+    if unit.agent.type == "notify":
+        zero["[agent] start_timeout"] = (unit.agent.start_timeout, "it could never say READY=1 in time")
+    for key, (value, why) in zero.items():
+        if value == 0:
+            setting = key.partition(" ")[2]
+            yield Finding(name, key, f"{setting} = 0s: {why}. Refusing.", "Set a time greater than 0, or leave it out.")
+
+
+def _bus(name: str, unit: Unit, units: Mapping[str, Unit], broken: Collection[str]) -> Iterator[Finding]:
+    bus = unit.bus
+    if bus.poison_after > bus.max_deliver and "poison_after" in bus.model_fields_set:
+        message = f"poison_after = {bus.poison_after} is never reached: max_deliver = {bus.max_deliver} comes first."
+        yield Finding(name, "[bus] poison_after", message, "Lower poison_after or raise max_deliver.", "warning")
+    for other in bus.may_send or ():
+        if other not in units and other not in broken:
+            message = f"{other!r} is no unit; sending to it fails until there is one."
+            yield Finding(name, "[bus] may_send", message, _hint(other, units), "warning")
+
+
+def _after(name: str, unit: Unit, units: Mapping[str, Unit], broken: Collection[str]) -> Iterator[Finding]:
+    for other in unit.agent.after:
+        if other in SYSTEM_UNITS:
+            message = f"{other} is one of agentd's own units and always starts before the agents. Ignoring."
+            yield Finding(name, "[agent] after", message, f"Remove {other} from after.", "warning")
+        elif other in broken:
+            message = f"{other} has errors of its own and is not waited for. Proceeding."
+            yield Finding(name, "[agent] after", message, f"Mend {other}.", "warning")
+        elif other not in units:
+            message = f"{other!r} is no unit: it could never be ready. Refusing."
+            yield Finding(name, "[agent] after", message, _hint(other, units))
+
+
+def _hint(word: str, units: Mapping[str, Unit]) -> str:
+    near = difflib.get_close_matches(word, list(units), n=1)
+    return f"Did you mean {near[0]}?" if near else "agentctl list shows all units."

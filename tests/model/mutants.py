@@ -1,0 +1,274 @@
+"""Bugs that somebody could write: each is one change of one file, and the laws must notice it.
+
+``old`` stands exactly once in the file. A mutant that no law kills is a hole in the laws, not a curiosity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: in the text of ``agentd/model/<file>.py``, ``old`` becomes ``new``."""
+
+    bug: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "events of dead invocations are taken for the present one's",
+        "lifecycle",
+        "if isinstance(event, Of) and event.invocation != life.invocation:",
+        "if isinstance(event, Of) and life.invocation is None:",
+    ),
+    Mutant(
+        "ids ignore the floor, so they fall when the clock steps back",
+        "lifecycle",
+        "fresh = mint(int(now.wall * 1000), life.floor)",
+        "fresh = mint(int(now.wall * 1000), None)",
+    ),
+    Mutant(
+        "a stop forgets to take back what the operator wanted",
+        "lifecycle",
+        'return _stop(replace(life, wanted=False), Purpose.stop, f"stopped {event}", policy, now, event.actor)',
+        'return _stop(life, Purpose.stop, f"stopped {event}", policy, now, event.actor)',
+    ),
+    Mutant(
+        "a stop during a restart is ignored",
+        "lifecycle",
+        "moved = replace(life, wanted=False, again=False, reason=_stop_reason(life, reason))",
+        "moved = replace(life, again=False, reason=_stop_reason(life, reason))",
+    ),
+    Mutant(
+        "a stop in back-off leaves the timer that brings it back",
+        "lifecycle",
+        "Phase.backoff: _stop_resting, ",
+        "",
+    ),
+    Mutant(
+        "what a stop waited for is not told to stop when it is there",
+        "lifecycle",
+        "moved, effects = _end(replace(life, started=started), (note,), policy, now)",
+        "moved, effects = replace(life, started=started, deadline=now.mono + policy.stop_timeout), (note,)",
+    ),
+    Mutant(
+        "a stop is given no end",
+        "lifecycle",
+        "return replace(life, deadline=now.mono + policy.stop_timeout), (*effects, ask)",
+        "return life, (*effects, ask)",
+    ),
+    Mutant(
+        "our own stop counts as a crash",
+        "lifecycle",
+        "cause = Cause.held if life.purpose is Purpose.hold else Cause.stopped",
+        "cause = Cause.crashed",
+    ),
+    Mutant(
+        "a hold is told as a stop",
+        "lifecycle",
+        "cause = Cause.held if life.purpose is Purpose.hold else Cause.stopped",
+        "cause = Cause.stopped",
+    ),
+    Mutant(
+        "a hang is forgiven: no failure is counted",
+        "lifecycle",
+        "elif ending.cause is Cause.hung and not life.again:",
+        "elif False:",
+    ),
+    Mutant(
+        "a hang is asked to stop instead of being killed",
+        "lifecycle",
+        "if life.purpose in BLAMED:\n        return replace",
+        "if life.purpose is Purpose.start_timeout:\n        return replace",
+    ),
+    Mutant(
+        "a held unit is spawned by the operator's start",
+        "lifecycle",
+        '    if life.hold is not None:\n        return _enter(life, Phase.held, f"held: {life.hold}", now, actor,',
+        "    if False:\n        return _enter(life, Phase.held, '', now, actor,",
+    ),
+    Mutant(
+        "a hold in back-off is only written down",
+        "lifecycle",
+        "Phase.backoff: _hold_waiting,",
+        "Phase.backoff: _hold_mark,",
+    ),
+    Mutant(
+        "a release is not heard",
+        "lifecycle",
+        "        Phase.held: _release,\n",
+        "",
+    ),
+    Mutant(
+        "back-off without a deadline: silent for ever",
+        "lifecycle",
+        "return _enter(life, Phase.backoff, reason, now, deadline=now.mono + verdict.delay)",
+        "return _enter(life, Phase.backoff, reason, now)",
+    ),
+    Mutant(
+        "nobody wakes what is parked",
+        "lifecycle",
+        "Phase.backoff: _due(_again), Phase.parked: _due(_again),",
+        "Phase.backoff: _due(_again),",
+    ),
+    Mutant(
+        "a deadline is believed although it is early",
+        "lifecycle",
+        "early = life.deadline is None or now.mono < life.deadline",
+        "early = life.deadline is None",
+    ),
+    Mutant(
+        "an old beat takes time away",
+        "lifecycle",
+        "return life if life.deadline is not None and life.deadline >= due else replace(life, deadline=due)",
+        "return replace(life, deadline=due)",
+    ),
+    Mutant(
+        "a beat from the future is believed",
+        "lifecycle",
+        "at = min(event.at, now.mono)",
+        "at = event.at + 1.0",
+    ),
+    Mutant(
+        "an adopted unit is stale at once",
+        "lifecycle",
+        "return _alive(life, now.mono, policy), (note,)",
+        "return life, (note,)",
+    ),
+    Mutant(
+        "policy never is always",
+        "lifecycle",
+        'if policy.restart == "never" or (policy.type == "oneshot" and policy.restart != "on-failure"):',
+        'if policy.type == "oneshot" and policy.restart != "on-failure":',
+    ),
+    Mutant(
+        "exit 0 is a success although the policy is always",
+        "lifecycle",
+        'accepted = ending.cause is Cause.done or (ending.cause is Cause.left and policy.restart != "always")',
+        "accepted = ending.cause in (Cause.done, Cause.left)",
+    ),
+    Mutant(
+        "an operator's start does not forgive",
+        "lifecycle",
+        '{"wanted": True, "failures": (), "attempt": 0, "probation": False, "restarts": 0}',
+        '{"wanted": True}',
+    ),
+    Mutant(
+        "restarts are not counted",
+        "restart",
+        "return Verdict(0.0, False, failures, 1, False,",
+        "return Verdict(0.0, False, failures, 0, False,",
+    ),
+    Mutant(
+        "the back-off exceeds its cap",
+        "restart",
+        "full = min(policy.max_delay, policy.delay * 2.0 ** min(attempt - 1, _STEEPEST))",
+        "full = policy.delay * 2.0 ** min(attempt - 1, _STEEPEST)",
+    ),
+    Mutant(
+        "the back-off does not double",
+        "restart",
+        "policy.delay * 2.0 ** min(attempt - 1, _STEEPEST)",
+        "policy.delay",
+    ),
+    Mutant(
+        "no jitter",
+        "restart",
+        "return full * luck if policy.jitter else full",
+        "return full",
+    ),
+    Mutant(
+        "burst is one too many",
+        "restart",
+        "if len(failures) >= policy.burst:",
+        "if len(failures) > policy.burst:",
+    ),
+    Mutant(
+        "failures never leave the window",
+        "restart",
+        "if t > at - policy.window), at)",
+        "), at)",
+    ),
+    Mutant(
+        "what was tried from parked gets a whole burst again",
+        "restart",
+        "if life.probation and not healthy:",
+        "if False:",
+    ),
+    Mutant(
+        "a healthy run resets nothing",
+        "restart",
+        "healthy = ran >= policy.healthy_after",
+        "healthy = False",
+    ),
+    Mutant(
+        "every run is healthy",
+        "restart",
+        "healthy = ran >= policy.healthy_after",
+        "healthy = True",
+    ),
+    Mutant(
+        "only the first wait counts",
+        "ordering",
+        "for name, others in graph.items()}\n    order",
+        "for name, others in ((n, list(o)[:1]) for n, o in graph.items())}\n    order",
+    ),
+    Mutant(
+        "unknown names are waited for",
+        "ordering",
+        "{other for other in others if other in graph}",
+        "{other for other in others}",
+    ),
+    Mutant(
+        "one unit at a time",
+        "ordering",
+        "if not others))",
+        "if not others))[:1]",
+    ),
+    Mutant(
+        "units stop as they started",
+        "ordering",
+        "return start_order(graph)[::-1]",
+        "return start_order(graph)",
+    ),
+    Mutant(
+        "every road is a cycle",
+        "ordering",
+        "if way[-1] == name:",
+        "if len(way) > 2:",
+    ),
+    Mutant(
+        "a silent heartbeat outweighs a moving model",
+        "liveness",
+        "    if moving:\n",
+        "    if moving and (pulse is None or now - pulse.last < pulse.limit):\n",
+    ),
+    Mutant(
+        "a stuck call counts as thinking",
+        "liveness",
+        "if silence(call, now) <= cap]",
+        "]",
+    ),
+    Mutant(
+        "a call that waits for budget counts as stuck",
+        "liveness",
+        "return 0.0 if call.parked else max",
+        "return max",
+    ),
+    Mutant(
+        "progress does not count",
+        "liveness",
+        "if now - max(h.since, h.progress) > deadline",
+        "if now - h.since > deadline",
+    ),
+    Mutant(
+        "the router's word is not heard",
+        "liveness",
+        "late = overdue or next(",
+        "late = next(",
+    ),
+)
