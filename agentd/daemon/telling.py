@@ -31,6 +31,7 @@ def unit_fact(unit: Unit, life: Life, endings: Iterable[Ending], uid: int | None
         "invocation": life.invocation if alive else None,
         "ready": life.ready,
         "down": life.down,
+        "hold": life.hold is not None,
         "endings": [[ending.invocation, str(ending.cause)] for ending in endings],
         "bus": {
             "may_send": None if unit.bus.may_send is None else list(unit.bus.may_send),
