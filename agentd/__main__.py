@@ -42,12 +42,16 @@ def _checked(given: argparse.Namespace) -> list[str]:
     """The daemon's options with all directories named, once everything that they need is there."""
     from agentd.bus import server
     from agentd.daemon import config as configuration
+    from agentd.host.identity import Identities
 
     config = configuration.load(given.config, units=given.units, state=given.state, runtime=given.runtime)
-    configuration.prepare(config)
     server.find(config.bus.server)
+    configuration.prepare(config)
     _unlocked(config.runtime / "keeper.lock", config.runtime, "runtime")
     _unlocked(config.state / "lock", config.state, "state")
+    if not any((config.runtime / "keeper").glob("*.json")):  # else units of a keeper that died hold our own ports
+        configuration.check(config)
+    Identities(config.state / "units.json")
     options = ["--units", str(config.units), "--state", str(config.state), "--runtime", str(config.runtime)]
     return [*options, "--config", str(config.file.absolute())] if config.file else options
 

@@ -44,13 +44,14 @@ class AgentdError(Exception):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}" if self.hint else self.message
+        if not self.hint:
+            return self.message
+        return f"{self.message}{'' if self.message.endswith(('.', '!', '?')) else '.'} {self.hint}"
 
     @property
     def code(self) -> str:
         """The snake_case name that travels over sockets: ``NoSuchUnit`` → ``no_such_unit``."""
-        name = type(self).__name__
-        return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
+        return _code(type(self))
 
     def to_wire(self) -> dict[str, Any]:
         """The form in which an error crosses a socket."""
@@ -180,8 +181,12 @@ class ProtocolError(AgentdError):
     status = 400
 
 
+def _code(kind: type[AgentdError]) -> str:
+    return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(kind.__name__))
+
+
 def _tree(root: type[AgentdError]) -> dict[str, type[AgentdError]]:
-    found = {root("x").code: root}
+    found = {_code(root): root}
     for child in root.__subclasses__():
         found |= _tree(child)
     return found

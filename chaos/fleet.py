@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +99,9 @@ class Fleet:
 
     def answers(self) -> bool:
         """Whether the control API answers."""
+        with socket.socket(socket.AF_UNIX) as trial:  # httpx leaves a socket open where it cannot connect
+            if trial.connect_ex(str(self.runtime / "control.sock")):
+                return False
         try:
             return self._http.get("/v1/status").status_code == 200
         except httpx.HTTPError:

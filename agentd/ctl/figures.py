@@ -120,6 +120,8 @@ def advice(unit: Json) -> str:
     name = unit["name"]
     if unit["state"] == "held":
         return f"agentctl budget raise {name} 50k"
+    if unit["state"] == "failed" and (unit.get("last") or {}).get("cause") == "unstarted" and unit.get("file"):
+        return f"mend it, then agentctl deploy {line(unit['file'])}"
     if unit["state"] in ("failed", "parked"):
         return f"agentctl logs {name}"
     return f"agentctl status {name}" if activity_tone(unit) else ""

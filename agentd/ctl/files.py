@@ -26,21 +26,22 @@ def check(ctx: typer.Context, paths: Paths, json: JsonFlag = False) -> None:
 
     Exit code 2 when one is wrong.
     """
-    body = {"files": _read(paths)}
+    files, unread = _read(paths)
+    body = {"files": files}
     try:
         text = client_of(ctx).post("/v1/check", body, timeout=60.0)
         note = ""
     except DaemonUnreachable:
         from agentd.ctl import offline
 
-        text = jsonlib.dumps(offline.check(body["files"])).encode()
+        text = jsonlib.dumps(offline.check(files)).encode()
         note = "No daemon answers: what this host can enforce was not checked."
-    answer = decoded(text)
+    answer, text = _with(unread, text)
     if json:
         print_json(text)
     else:
         _print_findings(answer["findings"])
-        print(_verdict(answer, len(body["files"])))
+        print(_verdict(answer, len(files) + len(unread)))
         if note:
             print(paint.paint(note, "dim", paint.coloured()))
     _fail_on_errors(answer)
@@ -49,8 +50,8 @@ def check(ctx: typer.Context, paths: Paths, json: JsonFlag = False) -> None:
 @app.command(rich_help_panel="Unit files")
 def deploy(ctx: typer.Context, paths: Paths, reason: Reason = None, json: JsonFlag = False) -> None:
     """Install unit files, then start or restart what changed."""
-    text = client_of(ctx).post("/v1/deploy", {"files": _read(paths)}, reason=reason, timeout=SLOW)
-    answer = decoded(text)
+    files, unread = _read(paths)
+    answer, text = _with(unread, client_of(ctx).post("/v1/deploy", {"files": files}, reason=reason, timeout=SLOW))
     if json:
         print_json(text)
     else:
@@ -95,15 +96,37 @@ def explain(
         print("\n".join(explained(decoded(text), paint.width(), paint.coloured())))
 
 
-def _read(paths: list[Path]) -> list[Json]:
-    """The files as the API takes them; a directory stands for its ``*.toml``."""
+def _read(paths: list[Path]) -> tuple[list[Json], list[Json]]:
+    """The files as the API takes them, and a finding for each that cannot be read; a directory stands for its files.
+
+    BadInput where nothing can be read: then there is nothing to ask for.
+    """
     files: list[Path] = []
     for path in paths:
         found = sorted(path.glob("*.toml")) if path.is_dir() else [path]
         if not found:
             raise BadInput(f"{path}: holds no unit file (*.toml).", hint="Name a file, or a directory that has some.")
         files += found
-    return [{"path": str(path.absolute()), "text": _text(path)} for path in files]
+    read, unread = [], []
+    for path in files:
+        try:
+            read.append({"path": str(path.absolute()), "text": _text(path)})
+        except BadInput as error:
+            if len(files) == 1:
+                raise
+            where = {"unit": path.stem, "file": str(path.absolute()), "line": None, "key": None}
+            message = error.message.removeprefix(f"{path}: ")
+            unread.append({**where, "message": message, "hint": error.hint, "severity": "error"})
+    return read, unread
+
+
+def _with(unread: list[Json], text: bytes) -> tuple[Json, bytes]:
+    """The daemon's answer together with what we could not send it."""
+    answer: Json = decoded(text)
+    if not unread:
+        return answer, text
+    answer["findings"] = [*unread, *answer["findings"]]
+    return answer, jsonlib.dumps(answer).encode()
 
 
 def _text(path: Path) -> str:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import json
 import os
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from agentd.errors import ConfigError
+from agentd.errors import ConfigError, Conflict
+from agentd.model import reading
 from agentd.wire import config as files
+
+LONGEST_SOCKET = 107
+"""Bytes that the path of a unix socket holds."""
+FEWEST_UIDS = 10
+_MARKS = frozenset({"lock", "keeper.lock", "secret", "units.log", "units.json", "log"})
+"""What only a directory of ours has in it."""
 
 
 def _address(value: Any) -> str:
@@ -37,6 +48,43 @@ class Upstream(_Table):
     key_file: str | None = None
     models: tuple[str, ...] = ()
 
+    @field_validator("base_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("http", "https"):
+            raise ValueError(f"{value!r} is not an http:// or https:// address")
+        if value is not None and "@" in urlsplit(value).netloc:
+            raise ValueError("a password has no place here; give the key as key_env or key_file")
+        return value
+
+    def key(self) -> bytes | None:
+        """The real API key, read now; ConfigError (without the file's name) where there is none."""
+        if self.key_file and self.key_env:
+            raise ConfigError("key_file and key_env are both given.", hint="Give one of them.")
+        if self.key_file:
+            where, key = f'key_file = "{self.key_file}"', self._read(Path(self.key_file).expanduser())
+        elif self.key_env:
+            where, key = f'key_env = "{self.key_env}"', os.environ.get(self.key_env, "").encode()
+            if self.key_env not in os.environ:
+                raise ConfigError(
+                    f"{where}: agentd's environment has no such variable.", hint="Export it, or use key_file."
+                )
+        else:
+            return None
+        key = key.strip()
+        if not key or not all(33 <= byte < 127 for byte in key):
+            raise ConfigError(f"{where}: holds no API key.", hint="It is one line of visible ASCII, without spaces.")
+        return key
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            message = f'key_file = "{path}": cannot be read: {error.strerror}.'
+            raise ConfigError(
+                message, hint="Write the key into this file, readable for agentd, or name another."
+            ) from error
+
 
 class Gateway(_Table):
     """The LLM gateway."""
@@ -62,6 +110,12 @@ class Uids(_Table):
 
     first: int = Field(70_000, ge=1000)
     last: int = Field(79_999, ge=1000)
+
+    @model_validator(mode="after")
+    def _enough(self) -> Uids:
+        if self.last - self.first + 1 < FEWEST_UIDS:
+            raise ValueError(f"{self.first} to {self.last} is not a range of at least {FEWEST_UIDS} uids")
+        return self
 
 
 class Config(_Table):
@@ -103,59 +157,155 @@ def load(
     given = file or (dirs["config"] if dirs["config"].exists() else None)
     table = files.read(given) if given else {}
     for name, option in {"units": units, "state": state, "runtime": runtime}.items():
-        value = option or table.get(name) or dirs[name]
-        table[name] = Path(value).absolute()
+        value = option or table.get(name, dirs[name])
+        table[name] = Path(value).absolute() if isinstance(value, str | Path) and str(value) else value
     try:
-        return Config.model_validate({**table, "file": given})
+        config = Config.model_validate({**table, "file": given})
     except ValidationError as error:
         raise _config_error(given, error) from error
+    _refuse_same_twice(config)
+    return config
+
+
+SECTIONS: dict[str, type[_Table]] = {
+    "gateway": Gateway,
+    "bus": Bus,
+    "metrics": Metrics,
+    "uids": Uids,
+    "upstream": Upstream,
+}
+_SHAPES = {
+    "path_type": "expected a path in quotes",
+    "tuple_type": "expected a list",
+    "model_type": "expected a table",
+    "int_parsing": "expected a whole number",
+    "missing": "missing",
+}
 
 
 def _config_error(file: Path | None, error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
+    first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
-    where = f"{file or 'agentd.toml'}: {'.'.join(path)}"
+    section, key = path[0], path[-1] if len(path) > 1 else None
+    kind = SECTIONS.get(section)
+    head = (f"[[{section}]]" if section == "upstream" else f"[{section}]") if kind else ""
+    where = f"{_place(file, section, key)}: {' '.join(part for part in (head, key if head else section) if part)}"
     if first["type"] == "extra_forbidden":
-        known = list(Config.model_fields) if len(path) == 1 else _keys_of(path[0])
+        known = list(kind.model_fields) if kind else [n for n in Config.model_fields if n != "file"]
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-        return ConfigError(f"{where}: unknown key.", hint=hint)
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return ConfigError(f"{where}: {message}.", hint="Nothing was started.")
+        return ConfigError(f"{where}: there is no such setting.", hint=hint)
+    return ConfigError(f"{where}: {_in_words(section, key, dict(first))}", hint="Mend it; nothing was started.")
 
 
-def _keys_of(section: str) -> list[str]:
-    tables: dict[str, type[_Table]] = {
-        "gateway": Gateway,
-        "bus": Bus,
-        "metrics": Metrics,
-        "uids": Uids,
-        "upstream": Upstream,
-    }
-    return list(tables[section].model_fields) if section in tables else []
+def _in_words(section: str, key: str | None, detail: dict[str, Any]) -> str:
+    if key is None and section == "upstream":
+        return "expected a list of tables: write [[upstream]] in two pairs of brackets."
+    if detail["type"] == "model_type":
+        return f"expected a table: write [{section}] on a line of its own."
+    got = "" if detail["type"] == "missing" else f", got {json.dumps(detail['input'], default=str)}"
+    if detail["type"] in _SHAPES:
+        return f"{_SHAPES[detail['type']]}{got}."
+    return reading.in_words(detail)
+
+
+def _place(file: Path | None, section: str, key: str | None) -> str:
+    """``FILE:LINE`` of a setting, as far as it can be found."""
+    try:
+        line = reading.locate(file.read_text(encoding="utf-8"), section, key) if file else None
+    except (OSError, UnicodeDecodeError):
+        line = None
+    return f"{file or 'agentd.toml'}{f':{line}' if line else ''}"
+
+
+def _refuse_same_twice(config: Config) -> None:
+    """Two upstreams of one name, or two parts of agentd on one port."""
+    names = [upstream.name for upstream in config.upstream]
+    for name in names:
+        if names.count(name) > 1:
+            where = _place(config.file, "upstream", "name")
+            raise ConfigError(f"{where}: [[upstream]] name: {name!r} stands twice.", hint="Rename one of the two.")
+    if config.gateway.listen == config.metrics.listen and not config.gateway.listen.endswith(":0"):
+        where = _place(config.file, "metrics", "listen")
+        message = f"{where}: [metrics] listen: {config.metrics.listen} is the gateway's address already."
+        raise ConfigError(message, hint="Give one of the two another port.")
+
+
+def check(config: Config) -> None:
+    """What can be tried before anything is started: keys that can be read, ports that are free. Leaves no trace."""
+    for upstream in config.upstream:
+        try:
+            upstream.key()
+        except ConfigError as error:
+            raise refusal(config, upstream, error) from error
+    _require_free(config, "gateway", "listen", config.gateway.listen)
+    if config.bus.port:
+        _require_free(config, "bus", "port", f"127.0.0.1:{config.bus.port}")
+
+
+def refusal(config: Config, upstream: Upstream, error: ConfigError) -> ConfigError:
+    """An upstream's error with its place."""
+    where = _place(config.file, "upstream", "key_file" if upstream.key_file else "key_env")
+    return ConfigError(f"{where}: [[upstream]] {upstream.name}: {error.message}", hint=error.hint)
+
+
+def _require_free(config: Config, section: str, key: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    where = f"{_place(config.file, section, key)}: [{section}] {key}"
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, int(port)))
+    except socket.gaierror as error:
+        raise ConfigError(f"{where}: {address}: there is no host {host!r}.", hint="Use 127.0.0.1.") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            hint = f"ss -ltnp 'sport = :{port}' shows it: stop it, or set another port here (0: any free one)."
+            raise Conflict(f"{where}: {address} is taken by another program.", hint=hint) from error
+        hint = "Set an address that this host has and a port that you may use, such as 127.0.0.1:4180."
+        raise ConfigError(f"{where}: cannot listen on {address}: {error.strerror}.", hint=hint) from error
 
 
 def prepare(config: Config) -> None:
     """Make the directories of this run; ConfigError says which one cannot be used, and why."""
-    modes = {config.state: 0o711, config.runtime: 0o711, config.units: 0o755}
-    for path, mode in modes.items():
+    room = LONGEST_SOCKET - len("/facts/gateway.sock")
+    if (length := len(os.fsencode(config.runtime))) > room:
+        message = f"{config.runtime}: too long for sockets: {length} bytes, and at most {room} fit."
+        raise ConfigError(message, hint="Choose a shorter --runtime.")
+    for option, path, mode in (
+        ("units", config.units, 0o755),
+        ("state", config.state, 0o711),
+        ("runtime", config.runtime, 0o711),
+    ):
         try:
             path.mkdir(mode=mode, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be made: {error.strerror}.", hint="Choose another with --state, --runtime or --units."
-            ) from error
-        if path != config.units:
-            _own(path, mode)
+            what = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
+            message = f"{path}: the {option} directory cannot be made: {what}."
+            raise ConfigError(message, hint=f"Choose another with --{option}, or mend what is in the way.") from error
+        if option != "units":
+            _own(path, mode, option)
 
 
-def _own(path: Path, mode: int) -> None:
-    """Nobody else may own a directory that sockets and secrets are put into."""
+def _own(path: Path, mode: int, option: str) -> None:
+    """Nobody else may own a directory that sockets and secrets are put into, nor write to it."""
     status = path.stat()
     if status.st_uid != os.geteuid():
         raise ConfigError(
-            f"{path}: belongs to uid {status.st_uid}, not to you.", hint="Choose a directory of your own."
+            f"{path}: the {option} directory belongs to uid {status.st_uid}, not to uid {os.geteuid()} as agentd does.",
+            hint=f"Choose a directory of your own with --{option}.",
         )
     if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"{path}: is not writable.", hint="Choose another directory, or mend its permissions.")
-    path.chmod(mode)
+        raise ConfigError(
+            f"{path}: the {option} directory is not writable.",
+            hint=f"Choose another with --{option}, or mend its permissions (chmod u+rwx).",
+        )
+    found = set(os.listdir(path))
+    if not found or found & _MARKS:
+        path.chmod(mode)  # never the mode of a directory that is another's, such as /tmp
+    elif status.st_mode & 0o022:
+        raise ConfigError(
+            f"{path}: this is not agentd's {option} directory, and others may write to it.",
+            hint=f"Choose a directory of its own with --{option}, such as {path / 'agentd'}.",
+        )

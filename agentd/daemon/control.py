@@ -18,7 +18,7 @@ from agentd.daemon.supervisor import Supervisor, settled
 from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, UnitFileError
 from agentd.host import doctor
 from agentd.model import explanation, reading
-from agentd.model.lifecycle import LIVE, Asked, Life, Policy, Restart
+from agentd.model.lifecycle import LIVE, Asked, Cause, Life, Phase, Policy, Restart
 from agentd.model.unit import SYSTEM_UNITS, Unit
 from agentd.store.journal import Journal
 
@@ -132,8 +132,9 @@ class Controller:
         """Read, verify and try the files against this host; touches nothing."""
         loaded = self._read(files)
         findings = list(loaded.findings)
+        texts = {str(file["path"]): str(file["text"]) for file in files}
         for name, unit in loaded.units.items():
-            findings += self._supervisor.spawning.check(name, unit)
+            findings += self._supervisor.spawning.check(name, unit, texts[str(unit.file)])
         return {"findings": findings, "units": sorted(loaded.units)}
 
     async def deploy(self, files: list[Json], actor: Actor) -> Json:
@@ -141,13 +142,14 @@ class Controller:
         loaded = self._read(files)
         findings = list(loaded.findings)
         done: dict[str, list[str]] = {"started": [], "restarted": [], "unchanged": []}
-        texts = {Path(str(file["path"])).stem: str(file["text"]) for file in files}
+        texts = {str(file["path"]): str(file["text"]) for file in files}
         ready: list[tuple[str, str]] = []
         for name, unit in loaded.units.items():
-            problems = self._supervisor.spawning.check(name, unit)
+            text = texts[str(unit.file)]
+            problems = self._supervisor.spawning.check(name, unit, text)
             findings += problems
             if not any(p["severity"] == "error" for p in problems):
-                ready.append((self._install(unit, texts[name]), name))
+                ready.append((self._install(unit, text), name))
         for outcome, name in ready:
             if outcome == "started":
                 self._supervisor.start(name, _asked(actor))
@@ -170,7 +172,7 @@ class Controller:
             self._supervisor.change(made)
         for problem in self._supervisor.spawning.check(name, made):
             if problem["severity"] == "error":
-                raise UnitFileError(str(problem["message"]), key=problem.get("key"), hint=problem.get("hint"))
+                raise UnitFileError(str(problem["message"]), hint=problem.get("hint"))
         self._supervisor.spawning.transient.add(name)
         self._adopt_unit(made)
         return await self.start(name, actor)
@@ -210,6 +212,7 @@ class Controller:
     def take(self, loaded: unitfiles.Loaded) -> None:
         """Remember which unit files are broken, to show them."""
         self.broken = [f for f in loaded.findings if f["severity"] == "error"]
+        self._tell_broken()
 
     def _about(self) -> Json:
         supervisor, config = self._supervisor, self._config
@@ -275,14 +278,21 @@ class Controller:
             unitfiles.install(self._config.units, unit.name, text)
             unit = reading.parse(text, unit.name, str(target))
         self.broken = [f for f in self.broken if f["file"] != str(target)]
+        self._tell_broken()
         self._supervisor.spawning.transient.discard(unit.name)
         old = self._supervisor.agents.get(unit.name)
-        if old is not None and old.unit == unit:
+        never_ran = old is not None and old.life.last is not None and old.life.last.cause is Cause.unstarted
+        if old is not None and old.unit == unit and not (never_ran and old.life.phase is Phase.failed):
             return "unchanged"
         self._adopt_unit(unit)
         if old is None or old.life.phase not in LIVE:
             return "started"
         return "restarted"
+
+    def _tell_broken(self) -> None:
+        """Who asks for a unit whose file is broken is told so, and not only that there is no such unit."""
+        texts = {Path(str(f["file"])).stem: str(f["message"]) for f in reversed(self.broken) if f["file"]}
+        self._supervisor.broken = texts
 
     def _adopt_unit(self, unit: Unit) -> None:
         if unit.name in self._supervisor.agents:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from agentd.bus import server
+from agentd.daemon import unitfiles
 from agentd.daemon.agent import Agent
-from agentd.daemon.config import Config
-from agentd.errors import AgentdError, ConfigError
+from agentd.daemon.config import Config, Upstream, refusal
+from agentd.errors import AgentdError, ConfigError, HostCannot, UnitFileError
 from agentd.host.capability import Capabilities
-from agentd.host.compile import Compiled, System, check_host, compile, compile_system  # noqa: A004 - the room's word
+from agentd.host.compile import Compiled, Finding, System, check_host, compile, compile_system  # noqa: A004 - the room's word
 from agentd.host.identity import Identities
 from agentd.host.place import Place, make_directory
 from agentd.host.reach import EXECUTE, closed_component
@@ -73,7 +74,7 @@ class Spawning:
     def uid(self, unit: Unit) -> int | None:
         """The uid that the unit runs under, where it is one of its own.
 
-        None also where it can have none (no such user, no uid left): then it is never spawned, and its refusal says why.
+        None also where it can have none (no such user, no uid left): it is never spawned, and its refusal says why.
         """
         key = (unit.name, unit.agent.user)
         if key not in self._uids:
@@ -107,9 +108,14 @@ class Spawning:
         if name == "gateway" and "http" in listeners:
             self._place = replace(self._place, gateway=listeners["http"].removeprefix("tcp:"))
 
-    def check(self, name: str, unit: Unit) -> list[Json]:
-        """What this host would refuse of the unit; nothing is made or changed."""
-        return [{**found.to_dict(), "unit": name} for found in check_host(unit, self._place)]
+    def check(self, name: str, unit: Unit, text: str | None = None) -> list[Json]:
+        """What this host would refuse of the unit, whose file says ``text``; nothing is made or changed."""
+        return [self._told(found, name, unit, text) for found in check_host(unit, self._place)]
+
+    def _told(self, found: Finding, name: str, unit: Unit, text: str | None) -> Json:
+        error = unitfiles.of_host(HostCannot(found.message, hint=found.hint, key=found.key), unit, text)
+        assert isinstance(error, UnitFileError)
+        return {**unitfiles.finding(error, name), "severity": found.severity}
 
     async def examine(self, doctor: Callable[[Place], list[Json]]) -> list[Json]:
         """Have the host examined, beside the loop."""
@@ -131,7 +137,10 @@ class Spawning:
         if agent.unit is None:
             system = await asyncio.to_thread(self._system, agent.name)
             return await asyncio.to_thread(compile_system, system, invocation, self._place)
-        return compile(agent.unit, invocation, self._place)
+        try:
+            return compile(agent.unit, invocation, self._place)
+        except AgentdError as error:
+            raise unitfiles.of_host(error, agent.unit) from error
 
     async def prepare(self) -> None:
         """Stage agentd's own environment ahead of the first agent, where a uid of its own could not reach it."""
@@ -186,7 +195,7 @@ class Spawning:
     def _gateway(self) -> System:
         state = self.config.state / "gateway"
         keys: dict[str, bytes] = {}
-        upstreams = [self._upstream(up.model_dump(exclude_none=True), keys) for up in self.config.upstream]
+        upstreams = [self._upstream(up, keys) for up in self.config.upstream]
         settings = {
             "listen": self.config.gateway.listen,
             "runtime": str(self.runtime),
@@ -205,21 +214,17 @@ class Spawning:
             heartbeat=HEARTBEAT,
         )
 
-    def _upstream(self, upstream: Json, keys: dict[str, bytes]) -> Json:
+    def _upstream(self, upstream: Upstream, keys: dict[str, bytes]) -> Json:
         """An upstream whose key travels as a descriptor: no file of ours needs to be open to the gateway."""
-        name = f"key-{upstream['name']}"
-        if file := upstream.pop("key_file", None):
-            try:
-                keys[name] = Path(file).read_bytes().strip()
-            except OSError as error:
-                raise ConfigError(f"upstream {upstream['name']}: {file}: {error.strerror}.") from error
-            upstream["secret"] = name
-        elif variable := upstream.pop("key_env", None):
-            if variable not in os.environ:
-                raise ConfigError(f"upstream {upstream['name']}: the environment has no {variable}.")
-            keys[name] = os.environ[variable].encode()
-            upstream["secret"] = name
-        return {**upstream, "models": list(upstream.get("models", ()))}
+        table = upstream.model_dump(exclude_none=True, exclude={"key_file", "key_env"})
+        try:
+            key = upstream.key()
+        except ConfigError as error:
+            raise refusal(self.config, upstream, error) from error
+        if key is not None:
+            table["secret"] = f"key-{upstream.name}"
+            keys[table["secret"]] = key
+        return {**table, "models": list(upstream.models)}
 
     def _facts(self, owner: str) -> Listener:
         return Listener("facts", f"unix:{self.runtime}/facts/{owner}.sock", mode=0o666)

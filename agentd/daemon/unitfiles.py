@@ -5,6 +5,7 @@ One broken file never stops the others: it is reported with its error, and its u
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentd.errors import ConfigError, UnitFileError
+from agentd.errors import AgentdError, ConfigError, UnitFileError
 from agentd.model import reading, verify
 from agentd.model.unit import Unit
 
@@ -80,19 +81,61 @@ def _of_fleet(problem: verify.Finding, file: str | None, text: str) -> Json:
     return {**finding(error, problem.unit), "severity": problem.severity}
 
 
+def of_host(error: AgentdError, unit: Unit, text: str | None = None) -> AgentdError:
+    """What this host has against a setting of the unit, with file, line and key; any other error as it is.
+
+    ``text`` is the unit file's; without it the file is read once more.
+    """
+    setting = str(error.detail.get("key") or "")
+    if "." not in setting:
+        return error
+    section, _, name = setting.partition(".")
+    key, message = f"[{section}] {name}", error.message
+    for prefix in (f"{unit.file}: ", f"{unit.name}: ", f"{setting}: ", f"{key}: "):
+        message = message.removeprefix(prefix)
+    if message.startswith(f"{name} = "):
+        message = f"[{section}] {message}"
+    message += "" if message.endswith(".") else "."
+    line = reading.locate(_text(unit.file) if text is None else text, section, name)
+    told = message.startswith(f"{key} ")
+    placed = UnitFileError(message, file=unit.file, line=line, key=None if told else key, hint=error.hint)
+    placed.key = key
+    return placed
+
+
+def _text(file: str | None) -> str:
+    """The text of a unit file; nothing if it is gone or cannot be read, which is another error's to tell."""
+    try:
+        return Path(file).read_text(encoding="utf-8") if file else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def load(directory: Path) -> Loaded:
     """Read all unit files of a directory. A file that cannot be read is a finding like any other."""
     texts, findings = [], []
     for path in sorted(directory.glob("*.toml")):
         try:
             texts.append((str(path), path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            problem = UnitFileError(f"cannot be read: {reason}.", file=str(path), hint="Mend the file.")
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            problem = UnitFileError("this is not UTF-8 text.", file=str(path), line=line, hint="Save it as UTF-8.")
+            findings.append(finding(problem, path.stem))
+        except OSError as error:
+            hint = _UNREADABLE.get(error.errno or 0, "Mend the file, or remove it.")
+            problem = UnitFileError(f"cannot be read: {error.strerror}.", file=str(path), hint=hint)
             findings.append(finding(problem, path.stem))
     loaded = read(texts)
     return Loaded(loaded.units, (*findings, *loaded.findings))
 
+
+_UNREADABLE = {
+    errno.EACCES: "Let agentd's user read it (chmod), or remove it.",
+    errno.EISDIR: "A unit is a file: rename or remove this directory.",
+    errno.ENOENT: "It is a link to nothing: mend the link, or remove it.",
+    errno.ELOOP: "It is a link to itself: mend the link, or remove it.",
+}
+"""What to do about a unit file that cannot be read, by errno."""
 
 _PATH_KEYS = re.compile(
     r"^(?P<key>[ \t]*(?:workdir|env_file)[ \t]*=[ \t]*)(?P<value>\"[^\"\n]*\"|'[^'\n]*')", re.MULTILINE

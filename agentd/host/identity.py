@@ -78,11 +78,13 @@ class Identities:
             raise HostCannot(
                 f"user = {user!r} is root",
                 hint="Leave `user` out for a uid of the unit's own, or say allow_root = true.",
+                key="agent.user",
             )
         if account.uid != os.geteuid() and not self.switch:
             raise HostCannot(
                 f"user = {user!r}: agentd runs as uid {os.geteuid()} and cannot switch to uid {account.uid}",
                 hint="Run agentd as root, or leave `user` out.",
+                key="agent.user",
             )
         return account
 
@@ -141,7 +143,9 @@ def _lookup(user: str, switch: bool) -> Account:
     except KeyError:
         if user.isdecimal():
             return Account(int(user), int(user), (), user, switch)
-        raise HostCannot(f"user = {user!r}: this host has no such user", hint="Create it, or name another.") from None
+        raise HostCannot(
+            f"user = {user!r}: this host has no such user", hint="Create it, or name another.", key="agent.user"
+        ) from None
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     return Account(entry.pw_uid, entry.pw_gid, groups, entry.pw_name, switch)
 

@@ -8,6 +8,7 @@ reads the truth from the new ``welcome``.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections import deque
@@ -264,12 +265,22 @@ def _away() -> Unavailable:
     return Unavailable("the keeper is away: its connection is closed")
 
 
+_HINTS = {
+    ("exec", errno.ENOEXEC): "It is neither a program nor a script whose first line says what runs it (#!/bin/sh).",
+    ("listen", errno.EADDRINUSE): "Another program listens there: stop it, or set another address (port 0: any).",
+    ("listen", errno.EADDRNOTAVAIL): "This host has no such address: set one that it has, such as 127.0.0.1.",
+    ("listen", errno.EACCES): "A port below 1024 needs root: set a higher one.",
+}
+"""What to do about a step that failed, by step and errno."""
+
+
 def _error(do: str, wire: Mapping[str, Any]) -> AgentdError:
     """The keeper's refusal as an error of ours; step, errno and path go to ``detail``."""
     detail = {key: wire[key] for key in ("step", "errno", "path") if wire.get(key) is not None}
     code, message = str(wire.get("code")), str(wire.get("message", ""))
     if code == "step":
-        return SpawnFailed(message, **detail)
+        hint = _HINTS.get((str(wire.get("step")), int(wire.get("errno") or 0)))
+        return SpawnFailed(message + ("." if hint else ""), hint=hint, **detail)
     kinds: dict[str, type[AgentdError]] = {"exists": Conflict, "gone": NotActive}
     kind = kinds.get(code)
     return kind(message, **detail) if kind else ProtocolError(f"the keeper refused {do} ({code}): {message}", **detail)

@@ -196,11 +196,11 @@ def _invalid_value(
     which = f"item {item}: " if item else f"{entry}: " if entry else ""
     where = f"[{section}] {key}" if key else f"[{section}]"
     line = locate(text, section, key)
-    return UnitFileError(f"{which}{_wrong(detail)}", file=file, line=line, key=where, hint=_help(section, key))
+    return UnitFileError(f"{which}{in_words(detail)}", file=file, line=line, key=where, hint=_help(section, key))
 
 
-def _wrong(detail: Mapping[str, Any]) -> str:
-    """What is wrong with a value, in words."""
+def in_words(detail: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in words, from one of pydantic's errors."""
     kind, context, got = detail["type"], detail.get("ctx", {}), _show(detail["input"])
     if kind == "value_error":
         return f"{context['error']}."

@@ -49,7 +49,8 @@ def verify(units: Mapping[str, Unit], broken: Collection[str] = ()) -> list[Find
         if name in cycles:
             way = " → ".join(cycles[name])
             message = f"cycle {way}: none of them could ever start. Refusing."
-            findings.append(Finding(name, "[agent] after", message, "Remove one of these from after."))
+            hint = f"Remove {cycles[name][1]} from after here, or break the cycle in another of these files."
+            findings.append(Finding(name, "[agent] after", message, hint))
     return findings
 
 

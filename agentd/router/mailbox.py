@@ -10,7 +10,7 @@ result arrives · 4. it is acknowledged on the bus · 5. forgotten, remembered a
   holder and its ending counts;
 - 4 and 5: the server has it acknowledged; should it forget, the next record remembers.
 Ending of a holder: 1. the daemon's fact (or, one second after a successor's hello, our own conclusion) names the
-cause · 2. the record has the attempt counted · 3. it is dead-lettered (agentd/bus/letters.py) or given to the successor.
+cause · 2. the record has the attempt counted · 3. it is dead-lettered (agentd/bus/letters.py) or goes to the successor.
 A refusal with retry: 1. the record has it counted · 2. it waits. A crash forgets the rest of the wait only.
 """
 
@@ -30,13 +30,13 @@ from agentd.router.channel import Line
 from agentd.router.hand import Hand, Item, Outcome, Stage, from_hand_record
 from agentd.router.known import Known
 from agentd.router.message import decode
+from agentd.router.todo import PURGE_AFTER, Tally, Todo
 from agentd.wire.log import logger
 
 _FACT_WAIT = 1.0
 _CLAIM_LIFE = 30.0
 _CLAIMS = 512
 _PURGE_EVERY = 20
-_PURGE_AFTER = 1.0
 _SECOND_LOOK = 1.0
 _RETRY = 0.1
 
@@ -55,15 +55,6 @@ class Watcher(Protocol):
 
     def finished(self, box: Mailbox, item: Item, outcome: Outcome) -> None:
         """A message is through; its sender may wait for the result."""
-
-
-class Tally:
-    """Counts of one mailbox, for facts and metrics. ``total``: messages that are not done."""
-
-    def __init__(self) -> None:
-        self.total = self.sending = self.dead = 0
-        self.done = self.sent = self.delivered = self.refused = self.buried = self.rejected = 0
-        self.seconds, self.handled = 0.0, 0
 
 
 class Bus:
@@ -383,7 +374,7 @@ class Mailbox:
         if oldest is not None:
             self._todo.later(max(0.001, oldest.progress + self.known.deadline - now), if_past=False)
         if self._todo.acked:
-            self._todo.later(_PURGE_AFTER)
+            self._todo.later(PURGE_AFTER)
         line = self.line
         if line is not None and any(i.invocation != line.invocation for i in self.hand.at(Stage.OPEN)):
             self._todo.later(max(0.001, line.since + _FACT_WAIT - now))
@@ -457,66 +448,3 @@ class Mailbox:
         item.attempts.refused()
         self._todo.record = True
         self._again_or_dead(item, text, float(delay))
-
-
-class Todo:
-    """What the next turn has to do, and when the next turn is due."""
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-        self.declare = True
-        self.look = False
-        self.record = False
-        self.acked = 0
-        self._acked_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._waiters: list[asyncio.Future[None]] = []
-
-    def later(self, delay: float, *, if_past: bool = True) -> None:
-        """A turn is due in ``delay`` seconds, or sooner if one was planned sooner."""
-        loop = asyncio.get_running_loop()
-        if not if_past and delay <= 0.001:
-            return
-        if self._timer is None or self._timer.cancelled() or self._timer.when() > loop.time() + delay:
-            self.cancel()
-            self._timer = loop.call_later(delay, self._due)
-
-    def look_again(self, delay: float) -> None:
-        """A second comparison with the server."""
-        asyncio.get_running_loop().call_later(delay, self._look)
-
-    def purge_due(self) -> bool:
-        """Whether acknowledgements have waited long enough for a purge."""
-        now = time.monotonic()
-        if self._acked_at == 0.0:
-            self._acked_at = now
-        if now - self._acked_at < _PURGE_AFTER * 0.9:
-            return False
-        self._acked_at = 0.0
-        return True
-
-    def cancel(self) -> None:
-        """No turn is planned any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    async def turned(self, timeout: float) -> None:
-        """Wait for the end of a turn."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        await asyncio.wait([waiter], timeout=timeout)
-
-    def tell(self) -> None:
-        """A turn ended."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.set_result(None)
-
-    def _due(self) -> None:
-        self._timer = None
-        self.event.set()
-
-    def _look(self) -> None:
-        self.look = True
-        self.event.set()

@@ -230,6 +230,9 @@ class Server:
             answer = {"result": await method(line.get("params") or {})}
         except AgentdError as error:
             answer = {"error": error.to_wire()}
+        except Exception as error:  # noqa: BLE001 - the root of a call: the caller must not wait for nothing
+            message = f"{line.get('method')}: {type(error).__name__}: {error}"
+            answer = {"error": {"code": "agentd_error", "message": message, "hint": "This is a defect of agentd."}}
         lines.write({"answer": line["call"], **answer})
 
 

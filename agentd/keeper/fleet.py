@@ -1,0 +1,340 @@
+"""All units of this keeper: who may be spawned, who died, and what is told about it.
+
+Executes requests and reports events through ``emit``; knows no sockets and no policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from agentd.keeper import cgroup, process, tree
+from agentd.keeper.loop import Loop, say
+from agentd.keeper.plan import SpawnPlan
+from agentd.keeper.process import StepFailed
+from agentd.keeper.record import Record
+from agentd.keeper.tree import Burial
+from agentd.keeper.unit import Unit
+
+Json = dict[str, Any]
+SPAWN_TIMEOUT = 10.0
+"""Seconds from fork to exec; a child that hangs there (a dead network file system) is killed."""
+BLOB_SIZE = 64 << 10
+END_TIMEOUT = 5.0
+"""Seconds that the last units have to disappear after SIGKILL."""
+
+
+class Refused(Exception):
+    """A request that cannot be granted as things are; ``code`` is for the client."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+    def to_wire(self) -> Json:
+        """The ``error`` of an answer."""
+        return {"code": self.code, "message": str(self)}
+
+
+class Fleet:
+    """The units. ``directory`` holds their files; ``emit`` gets each event without its revision."""
+
+    def __init__(self, loop: Loop, directory: str, emit: Callable[[Json], None]) -> None:
+        self._loop, self._directory, self._emit = loop, directory, emit
+        self._units: dict[str, Unit] = {}
+        self._mains: dict[int, Unit] = {}
+        self._answers: dict[str, Callable[[Json], bool]] = {}
+        self._late: set[str] = set()
+        self._burials: dict[str, Burial] = {}
+        self._scan: dict[int, tree.Stat] | None = None
+        """One look at /proc, shared by the burials of one ``reap`` and by nothing later."""
+        self._sharing = False
+        self._dead: list[tuple[Unit | None, int, int]] = []
+        """Reaped, not yet buried: unit, pid, exit code."""
+        self._parents: list[str] = []
+        self._when_empty: Callable[[], None] | None = None
+        self.strangers: dict[int, Callable[[int], None]] = {}
+        """Children that are no units (the daemon): called with their exit code."""
+
+    # What is known
+
+    def snapshot(self) -> Json:
+        """Processes, blobs and listeners: the truth of a ``welcome``."""
+        rows = (unit.row() for unit in self._units.values())
+        return {
+            "processes": [asdict(row) for row in rows if row is not None],
+            "blobs": {name: unit.blob for name, unit in self._units.items() if unit.blob is not None},
+            "listeners": {f"{u.name}/{x}": s.address for u in self._units.values() for x, s in u.listeners.items()},
+        }
+
+    def beats(self) -> dict[str, float]:
+        """The last WATCHDOG=1 of each living unit that has sent one."""
+        return {u.name: u.stamps.beat for u in self._mains.values() if u.stamps.beat is not None}
+
+    @property
+    def lives(self) -> bool:
+        """Whether any unit's process or tree lives."""
+        return any(unit.alive for unit in self._units.values())
+
+    def owner(self, pid: int) -> str | None:
+        """The unit to whose tree this process belongs, as far as its ancestors and cgroups tell."""
+        for unit in self._mains.values():
+            if unit.kill_cgroup is not None and pid in cgroup.pids(unit.kill_cgroup):
+                return unit.name
+        while pid > 1:
+            if pid in self._mains:
+                return self._mains[pid].name
+            row = tree.read_stat(pid)
+            pid = row.parent if row else 0
+        return None
+
+    # Requests
+
+    def spawn(self, data: Json, fds: list[int], answer: Callable[[Json], bool]) -> None:
+        """Execute a plan once; ``answer`` is called after exec or after the failed step was cleaned up.
+
+        ``answer`` returns False if nobody is there to hear it.
+        """
+        try:
+            plan = SpawnPlan.from_dict(data)
+            process.check(plan, fds)
+        except (TypeError, AttributeError, ValueError, KeyError) as error:
+            raise StepFailed("check", errno.EINVAL, "plan", str(error)) from None
+        unit = self._vacant(plan)
+        unit.release()
+        try:
+            unit.prepare(plan)
+            child = unit.fork(fds)
+        except StepFailed:
+            unit.release()
+            raise
+        finally:
+            self._adopt_parents(unit)
+        self._answers[unit.name] = answer
+        self._mains[child.pid] = unit
+        unit.watch_exit(self.reap)
+        deadline = self._loop.after(SPAWN_TIMEOUT, lambda: self._overdue(unit))
+
+        def decided(_: int) -> None:
+            deadline.cancel()
+            self._settle(unit)
+
+        self._loop.watch(child.report, decided)
+
+    def signal(self, name: str, invocation: str, number: int, whole: bool) -> None:
+        """Signal a living invocation."""
+        if number not in signal.valid_signals():
+            raise Refused("bad", f"{number} is no signal")
+        try:
+            self._living(name, invocation).signal(number, whole)
+        except ProcessLookupError:
+            raise Refused("gone", f"{name}: {invocation} has just ended") from None
+
+    def kill(self, name: str, invocation: str) -> None:
+        """SIGKILL a whole tree; ``ended`` follows."""
+        self._living(name, invocation).kill()
+
+    def release(self, name: str, invocation: str) -> None:
+        """Forget a dead process."""
+        unit = self._units.get(name)
+        if unit is None or unit.process is None or unit.process.invocation != invocation:
+            raise Refused("gone", f"{name}: {invocation} is not known")
+        if unit.alive:
+            raise Refused("exists", f"{name}: {invocation} still lives")
+        unit.release()
+
+    def set_blob(self, name: str, text: str | None) -> None:
+        """Keep a text for a unit; None drops it."""
+        if text is not None and len(text.encode()) > BLOB_SIZE:
+            raise Refused("too_long", f"{name}: the blob is over {BLOB_SIZE} bytes")
+        self._unit(name).blob = text
+
+    def forget(self, name: str) -> None:
+        """Give back all that is held for a unit that is removed. Nothing happens if there is none."""
+        unit = self._units.get(name)
+        if unit is None:
+            return
+        if unit.alive:
+            raise Refused("exists", f"{name} still lives: stop it first")
+        unit.forget()
+        del self._units[name]
+
+    def end(self, done: Callable[[], None]) -> None:
+        """Kill everything; ``done`` is called when it is gone and cleaned up, at the latest after END_TIMEOUT."""
+        self._when_empty = done
+        for unit in self._mains.values():
+            unit.kill()
+        self._loop.after(END_TIMEOUT, self._clean)
+        if not self.lives:
+            self._clean()
+
+    # Death
+
+    def reap(self) -> None:
+        """Take every child that died, units or not; then bury all of them by one look at /proc."""
+        waiting = list(self._burials.values())
+        with contextlib.suppress(ChildProcessError):
+            while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                code = child.si_status if child.si_code == os.CLD_EXITED else -child.si_status
+                self._dead.append((self._died(child.si_pid), child.si_pid, code))
+        if not self._dead:
+            return
+        self._scan, self._sharing = None, True
+        try:
+            while self._dead:
+                self._mourn(*self._dead.pop(0))
+            for burial in waiting:
+                burial.check()
+        finally:
+            self._sharing = False
+            if self._dead:  # one went wrong; the others are not forgotten
+                self._loop.after(0, self.reap)
+
+    def _mourn(self, unit: Unit | None, pid: int, code: int) -> None:
+        if unit is not None:
+            self._bury(unit, code)
+        elif pid in self.strangers:
+            self.strangers.pop(pid)(code)
+
+    def _died(self, pid: int) -> Unit | None:
+        """Reap one; the unit whose main process it was."""
+        unit = self._mains.pop(pid, None)
+        if unit is not None:
+            unit.dead()
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        return unit
+
+    def _bury(self, unit: Unit, code: int) -> None:
+        self._settle(unit)
+        failure = unit.child.failure if unit.child else None
+        unit.hear()
+
+        def gone(left: list[int]) -> None:
+            self._burials.pop(unit.name, None)
+            self._buried(unit, code, left, failure)
+
+        trunk = unit.tree()
+        burial = Burial(self._loop, trunk, lambda fresh: self._members(unit, trunk, fresh), gone)
+        self._burials[unit.name] = burial
+        burial.begin()
+
+    def _members(self, unit: Unit, trunk: tree.Tree, fresh: bool) -> list[int]:
+        neighbours = [u for u in self._units.values() if u.alive and u is not unit]
+        groups = [u.kill_cgroup for u in neighbours if u.kill_cgroup is not None]
+        others = frozenset(self._mains) | frozenset(self.strangers)
+        if fresh or not self._sharing:
+            self._scan = None
+        return tree.members(
+            trunk,
+            self._rows,
+            others,
+            lambda pid: any(pid in cgroup.pids(g) for g in groups),
+            len(groups) == len(neighbours),
+        )
+
+    def _rows(self) -> dict[int, tree.Stat]:
+        if self._scan is None:
+            self._scan = tree.scan()
+        return self._scan
+
+    def _buried(self, unit: Unit, code: int, left: list[int], failure: StepFailed | None) -> None:
+        if failure is not None and self._answer(unit, {"error": failure.to_wire()}):
+            unit.release()
+        else:
+            # A failed spawn whose client went away is in the snapshot of the next one: it hears of the end.
+            row = asdict(unit.end(code))
+            row["extra"] |= {"error": failure.to_wire()} if failure else {}
+            self._emit({"event": "ended", "process": row, "left": left})
+        if self._when_empty is not None and not self.lives:
+            self._clean()
+
+    # Spawning
+
+    def _vacant(self, plan: SpawnPlan) -> Unit:
+        """The unit, if nothing of it lives."""
+        if self._when_empty is not None:
+            raise Refused("ending", f"{plan.unit}: the keeper ends and starts nothing more")
+        unit = self._unit(plan.unit)
+        if unit.alive:
+            raise Refused("exists", f"{plan.unit}: a process of this unit lives")
+        for group in plan.cgroups:
+            if group.kill and cgroup.populated(group.path):
+                found = ", ".join(map(str, list(cgroup.pids(group.path))[:8]))
+                raise Refused("exists", f"{plan.unit}: {group.path} is populated (pid {found})")
+        if unit.process is None and (pid := unit.record.alive()) is not None:
+            raise Refused("exists", f"{plan.unit}: pid {pid} of an earlier keeper lives")
+        return unit
+
+    def _settle(self, unit: Unit) -> None:
+        """The report of the child is decided. Success is answered here; a failure when the child is reaped."""
+        child = unit.child
+        if child is None or child.report < 0:
+            return
+        self._loop.unwatch(child.report)
+        child.conclude()
+        if unit.name in self._late:
+            self._late.discard(unit.name)
+            path = unit.plan.executable if unit.plan else ""
+            child.failure = StepFailed("exec", errno.ETIMEDOUT, path, f"no exec within {SPAWN_TIMEOUT} s")
+        if child.failure is None:
+            unit.started()
+            self._answer(unit, {"process": asdict(unit.known()), "listeners": _addresses(unit)})
+
+    def _overdue(self, unit: Unit) -> None:
+        if unit.child is not None:
+            self._late.add(unit.name)
+            os.kill(unit.child.pid, signal.SIGKILL)
+
+    def _answer(self, unit: Unit, body: Json) -> bool:
+        answer = self._answers.pop(unit.name, None)
+        return answer is not None and answer(body)
+
+    def _adopt_parents(self, unit: Unit) -> None:
+        self._parents += unit.parents
+        unit.parents = []
+
+    # Small things
+
+    def _unit(self, name: str) -> Unit:
+        if name not in self._units:
+            self._units[name] = Unit(self._loop, name, Record(self._directory, name), self._said)
+        return self._units[name]
+
+    def _living(self, name: str, invocation: str) -> Unit:
+        for unit in self._mains.values():
+            if unit.name == name and unit.process is not None and unit.process.invocation == invocation:
+                return unit
+        raise Refused("gone", f"{name}: {invocation} does not live")
+
+    def _said(self, unit: Unit, event: str) -> None:
+        row = unit.known()
+        body: Json = {"event": event, "unit": row.unit, "invocation": row.invocation}
+        if event == "ready":
+            self._emit(body | {"at": row.ready})
+        else:
+            self._emit(body | {"at": unit.stamps.said, "status": row.status, "stopping": unit.stamps.stopping})
+
+    def _clean(self) -> None:
+        done, self._when_empty = self._when_empty, None
+        if done is None:
+            return
+        for unit in self._units.values():
+            if unit.alive:
+                say(f"{unit.name} does not die; its cgroup and file stay")
+                continue
+            try:
+                unit.forget()
+            except OSError as error:
+                say(f"something of {unit.name} stays: {error}; going on")
+        for path in reversed(self._parents):
+            cgroup.remove(path)
+        done()
+
+
+def _addresses(unit: Unit) -> dict[str, str]:
+    return {name: open_one.address for name, open_one in unit.listeners.items()}

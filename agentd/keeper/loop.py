@@ -1,0 +1,168 @@
+"""The keeper's event loop: epoll, deadlines, signals. One thread, no ticks.
+
+Knows descriptors and times, not what they are for. Ordinary events of a turn run before bulk ones, and all bulk
+work of a turn shares one quota, so that a flood of output delays no exit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+BULK_QUOTA = 1 << 20
+"""Bytes that all bulk watches together may move in one turn."""
+BULK_MOST = 16
+"""Bulk watches that are served in one turn; the others come next."""
+
+EPOLLIN, EPOLLOUT, EPOLLPRI = select.EPOLLIN, select.EPOLLOUT, select.EPOLLPRI
+
+
+class Watch:
+    """One watched descriptor."""
+
+    __slots__ = ("action", "bulk", "fd", "live")
+
+    def __init__(self, fd: int, action: Callable[[int], object], bulk: bool) -> None:
+        self.fd, self.action, self.bulk, self.live = fd, action, bulk, True
+
+
+class Timer:
+    """One deadline; ``cancel`` may be called at any time."""
+
+    __slots__ = ("action", "at", "live")
+
+    def __init__(self, at: float, action: Callable[[], None]) -> None:
+        self.at, self.action, self.live = at, action, True
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.at < other.at
+
+    def cancel(self) -> None:
+        """Forget it; nothing happens if it has run."""
+        self.live = False
+
+
+class Loop:
+    """Waits for descriptors, deadlines and signals, and calls what was registered for them."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watches: dict[int, Watch] = {}
+        self._timers: list[Timer] = []
+        self._rotation = 0
+        self._running = False
+        self._on_signal: dict[int, Callable[[], None]] = {}
+        self._wakeup = -1
+
+    def watch(self, fd: int, action: Callable[[int], None], mask: int = EPOLLIN) -> None:
+        """Call ``action(events)`` while fd is ready."""
+        self._watches[fd] = Watch(fd, action, bulk=False)
+        self._epoll.register(fd, mask)
+
+    def watch_bulk(self, fd: int, pump: Callable[[int], object]) -> None:
+        """Call ``pump(quota)`` while fd is readable, after all other events of the turn."""
+        self._watches[fd] = Watch(fd, pump, bulk=True)
+        self._epoll.register(fd, EPOLLIN)
+
+    def modify(self, fd: int, mask: int) -> None:
+        """Change what fd is watched for."""
+        self._epoll.modify(fd, mask)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching fd, before it is closed; nothing happens if it is not watched."""
+        watch = self._watches.pop(fd, None)
+        if watch is not None:
+            watch.live = False
+            self._epoll.unregister(fd)
+
+    def after(self, seconds: float, action: Callable[[], None]) -> Timer:
+        """Call action once, this many seconds from now."""
+        timer = Timer(time.monotonic() + seconds, action)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def on_signals(self, actions: dict[int, Callable[[], None]]) -> None:
+        """Call the action of each signal from the loop, never in the middle of something else."""
+        reader, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._on_signal = actions
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        for number in actions:
+            signal.signal(number, _ignore)
+        self.watch(reader, lambda _: self._signals(reader))
+
+    def run(self) -> None:
+        """Serve until ``stop``."""
+        self._running = True
+        while self._running:
+            self._turn()
+
+    def stop(self) -> None:
+        """Leave ``run`` after this turn."""
+        self._running = False
+
+    def close(self) -> None:
+        """Give the epoll descriptor back."""
+        self._epoll.close()
+
+    def _turn(self) -> None:
+        ready = [(self._watches[fd], mask) for fd, mask in self._epoll.poll(self._timeout()) if fd in self._watches]
+        for watch, mask in ready:
+            if watch.live and not watch.bulk:
+                _guarded(watch.action, mask)
+        self._due()
+        self._bulk([watch for watch, _ in ready if watch.bulk])
+
+    def _bulk(self, ready: list[Watch]) -> None:
+        if len(ready) > BULK_MOST:
+            start = self._rotation % len(ready)
+            self._rotation += BULK_MOST
+            ready = (ready + ready)[start : start + BULK_MOST]
+        for watch in ready:
+            if watch.live:
+                _guarded(watch.action, BULK_QUOTA // len(ready))
+
+    def _timeout(self) -> float:
+        while self._timers and not self._timers[0].live:
+            heapq.heappop(self._timers)
+        return max(0.0, self._timers[0].at - time.monotonic()) if self._timers else -1
+
+    def _due(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0].at <= now:
+            timer = heapq.heappop(self._timers)
+            if timer.live:
+                timer.live = False
+                _guarded(lambda _, action=timer.action: action(), 0)  # type: ignore[misc]
+
+    def _signals(self, reader: int) -> None:
+        for number in os.read(reader, 65536):
+            if number in self._on_signal:
+                self._on_signal[number]()
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Python needs a handler; the number arrives through the wake-up pipe."""
+
+
+def _guarded(action: Callable[[int], object], argument: int) -> None:
+    """The root of all that the keeper does: one broken turn must not end the parent of everything."""
+    try:
+        action(argument)
+    except Exception:  # noqa: BLE001 - the task root
+        import traceback
+
+        say(f"error in the keeper itself, going on:\n{traceback.format_exc()}")
+
+
+def say(text: str) -> None:
+    """One line on stderr; a closed stderr is ignored."""
+    try:
+        sys.stderr.write(f"agentd-keeper: {text}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,139 @@
+"""The notify socket of one unit: READY, STATUS, STOPPING, WATCHDOG, stamped when they arrive.
+
+Knows the sd_notify text form and its own socket, not what the stamps are used for. Identity is the socket: only
+the unit's uid can write to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import time
+from dataclasses import dataclass
+
+DATAGRAM = 4096
+"""Longer datagrams are dropped."""
+PER_TURN = 256
+STATUS_LENGTH = 256
+RECEIVE_BUFFER = 1 << 20
+
+
+@dataclass(slots=True)
+class Stamps:
+    """What one invocation has said so far; times are CLOCK_MONOTONIC seconds."""
+
+    ready: float | None = None
+    beat: float | None = None
+    status: str = ""
+    stopping: bool = False
+    said: float | None = None
+    """When STATUS or STOPPING came last."""
+
+    def take(self, datagram: bytes, now: float) -> bool:
+        """Apply one datagram; False if it is garbage."""
+        try:
+            lines = datagram.decode().split("\n")
+        except UnicodeDecodeError:
+            return False
+        known = False
+        for line in lines:
+            known = self._assign(*line.partition("=")[::2], now) or known
+        return known
+
+    def _assign(self, name: str, value: str, now: float) -> bool:
+        if name == "WATCHDOG" and value == "1":
+            self.beat = now
+        elif name == "READY" and value == "1":
+            self.ready = now if self.ready is None else self.ready
+        elif name == "STOPPING" and value == "1":
+            self.stopping, self.said = True, now
+        elif name == "STATUS":
+            self.status = "".join(c if c.isprintable() else "\ufffd" for c in value[:STATUS_LENGTH])
+            self.said = now
+        else:
+            return name in _HARMLESS
+        return True
+
+
+_HARMLESS = frozenset(
+    {
+        "RELOADING",
+        "ERRNO",
+        "BUSERROR",
+        "MAINPID",
+        "BARRIER",
+        "MONOTONIC_USEC",
+        "WATCHDOG_USEC",
+        "EXTEND_TIMEOUT_USEC",
+        "READY",
+        "STOPPING",
+        "WATCHDOG",
+        "FDSTORE",
+        "FDNAME",
+        "NOTIFYACCESS",
+    }
+)
+
+
+class NotifySocket:
+    """A bound datagram socket that outlives the invocations of its unit."""
+
+    def __init__(self, path: str, uid: int | None, gid: int | None) -> None:
+        self.path = path
+        self.dropped = 0
+        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+        unlink_socket(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            bind_private(self._socket, path)
+            self.give(uid, gid)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor to watch."""
+        return self._socket.fileno()
+
+    def give(self, uid: int | None, gid: int | None) -> None:
+        """Let the unit's uid, and no other, write to it."""
+        os.chown(self.path, os.geteuid() if uid is None else uid, -1 if gid is None else gid)
+
+    def drain(self, stamps: Stamps | None, most: int = PER_TURN) -> int:
+        """Read at most this many datagrams into stamps, or drop them (None); how many there were."""
+        for count in range(most):
+            try:
+                datagram, _, flags, _ = self._socket.recvmsg(DATAGRAM)
+            except BlockingIOError:
+                return count
+            good = stamps is not None and not flags & socket.MSG_TRUNC and stamps.take(datagram, time.monotonic())
+            self.dropped += not good
+        return most
+
+    def close(self) -> None:
+        """Unbind and remove the socket file."""
+        self._socket.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+def bind_private(sock: socket.socket, path: str) -> None:
+    """Bind with mode 0600 from the first moment on; an OSError names the path."""
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    except OSError as error:
+        raise OSError(error.errno or errno.ENAMETOOLONG, error.strerror or str(error), path) from None
+    finally:
+        os.umask(before)
+
+
+def unlink_socket(path: str) -> None:
+    """Remove a stale socket file; anything else in its place stays, and bind will refuse."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)

@@ -1,0 +1,270 @@
+"""The keeper's side of the protocol: one client, its requests, the events it is told.
+
+Knows packets, revisions and versions; what a request does is the fleet's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from agentd import __version__
+from agentd.keeper import protocol
+from agentd.keeper.fleet import Fleet, Refused
+from agentd.keeper.loop import EPOLLIN, EPOLLOUT, Loop, say
+from agentd.keeper.notify import bind_private, unlink_socket
+from agentd.keeper.process import StepFailed
+
+Json = dict[str, Any]
+QUEUE = 1000
+"""Packets that may wait for a client that does not read."""
+PER_TURN = 64
+HELLO_TIMEOUT = 5.0
+NEWCOMERS = 8
+"""Connections that may be without a hello; the oldest makes room."""
+
+
+class Connection:
+    """One accepted connection: a bounded queue out, packets in."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        received: Callable[[Connection, Json, list[int]], None],
+        lost: Callable[[Connection], None],
+    ) -> None:
+        self.open = True
+        self._loop, self._socket, self._received, self._lost = loop, sock, received, lost
+        self._queue: deque[Json] = deque()
+        self._blocked = False
+        loop.watch(sock.fileno(), self._ready)
+
+    def send(self, message: Json) -> bool:
+        """Send now or queue; a client that lets QUEUE packets wait is disconnected. False: it is gone."""
+        if not self.open:
+            return False
+        self._queue.append(message)
+        if len(self._queue) == 1:
+            self._flush()
+        elif len(self._queue) > QUEUE:
+            say(f"the client lets {QUEUE} packets wait; disconnecting it")
+            self.close()
+        return self.open
+
+    def close(self) -> None:
+        """Close it, once."""
+        if self.open:
+            self.open = False
+            self._loop.unwatch(self._socket.fileno())
+            self._socket.close()
+            self._lost(self)
+
+    def _ready(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self._flush()
+        if events & ~EPOLLOUT:
+            self._read()
+
+    def _flush(self) -> None:
+        try:
+            while self._queue:
+                protocol.send(self._socket, self._queue[0])
+                self._queue.popleft()
+            self._block(False)
+        except BlockingIOError:
+            self._block(True)
+        except ConnectionError:
+            self.close()
+        except (OSError, protocol.PacketError) as error:
+            say(f"the client cannot be told: {error}; disconnecting it")
+            self.close()
+
+    def _block(self, blocked: bool) -> None:
+        if blocked != self._blocked:
+            self._blocked = blocked
+            self._loop.modify(self._socket.fileno(), EPOLLIN | EPOLLOUT if blocked else EPOLLIN)
+
+    def _read(self) -> None:
+        for _ in range(PER_TURN):
+            if not self.open:
+                return
+            try:
+                message, fds = protocol.receive(self._socket)
+            except BlockingIOError:
+                return
+            except (EOFError, ConnectionError):
+                self.close()
+                return
+            except (protocol.PacketError, OSError) as error:
+                say(f"bad packet from the client: {error}; disconnecting it")
+                self.close()
+                return
+            try:
+                self._received(self, message, fds)
+            finally:
+                protocol.close(fds)
+
+
+class Server:
+    """Listens on the keeper's socket and serves one client at a time."""
+
+    def __init__(self, loop: Loop, path: str, stop: Callable[[Callable[[], object]], None]) -> None:
+        self.fleet: Fleet
+        self.epoch = os.urandom(8).hex()
+        self.stopping = False
+        self.on_client: Callable[[], None] = lambda: None
+        self._loop, self._path, self._stop = loop, path, stop
+        self._rev = 0
+        self._client: Connection | None = None
+        self._newcomers: list[Connection] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        unlink_socket(path)
+        bind_private(self._socket, path)
+        self._socket.listen(16)
+        loop.watch(self._socket.fileno(), lambda _: self._accept())
+
+    @property
+    def connected(self) -> bool:
+        """Whether a client has said hello and is there."""
+        return self._client is not None
+
+    def emit(self, event: Json) -> None:
+        """Tell the client, if there is one, under the next revision."""
+        self._rev += 1
+        if self._client is not None:
+            self._client.send({"rev": self._rev} | event)
+
+    def close(self) -> None:
+        """Stop listening, drop everybody, remove the socket file."""
+        for connection in [*self._newcomers, *([self._client] if self._client else [])]:
+            connection.close()
+        self._loop.unwatch(self._socket.fileno())
+        self._socket.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    # Connections
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:  # out of descriptors: not again at once
+            say(f"a client cannot be accepted: {error}; trying again in a second")
+            self._loop.modify(self._socket.fileno(), 0)
+            self._loop.after(1.0, lambda: self._loop.modify(self._socket.fileno(), EPOLLIN))
+            return
+        sock.setblocking(False)
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        unit = self.fleet.owner(pid)
+        if uid != os.geteuid() or unit is not None:
+            whose = f"uid {uid}" if unit is None else f"unit {unit}"
+            say(f"pid {pid} of {whose} may not talk to the keeper; refused")
+            sock.close()
+            return
+        if len(self._newcomers) >= NEWCOMERS:
+            self._newcomers[0].close()
+        newcomer = Connection(self._loop, sock, self._packet, self._gone)
+        self._newcomers.append(newcomer)
+        self._loop.after(HELLO_TIMEOUT, lambda: newcomer.close() if newcomer in self._newcomers else None)
+
+    def _gone(self, connection: Connection) -> None:
+        if connection is self._client:
+            self._client = None
+            self.on_client()
+        elif connection in self._newcomers:
+            self._newcomers.remove(connection)
+
+    def _packet(self, connection: Connection, message: Json, fds: list[int]) -> None:
+        if connection is self._client:
+            self._request(connection, message, fds)
+        else:
+            self._hello(connection, message)
+
+    def _hello(self, connection: Connection, message: Json) -> None:
+        spoken = message.get("hello")
+        if not isinstance(spoken, int) or spoken < protocol.LOWEST:
+            connection.send({"refused": "version", "speaks": list(range(protocol.LOWEST, protocol.VERSION + 1))})
+            connection.close()
+            return
+        self._newcomers.remove(connection)
+        before, self._client = self._client, connection
+        if before is not None:
+            before.close()
+        keeper = {"pid": os.getpid(), "version": __version__, "epoch": self.epoch, "now": time.monotonic()}
+        connection.send(
+            {
+                "welcome": min(spoken, protocol.VERSION),
+                "keeper": keeper,
+                "rev": self._rev,
+                "stopping": self.stopping,
+                **self.fleet.snapshot(),
+            }
+        )
+        self.on_client()
+
+    # Requests
+
+    def _request(self, connection: Connection, message: Json, fds: list[int]) -> None:
+        number = message.get("id")
+
+        def answer(body: Json) -> bool:
+            return connection.send({"answer": number} | body)
+
+        try:
+            body = self._do(message, fds, answer)
+        except (Refused, StepFailed) as refusal:
+            body = {"error": refusal.to_wire()}
+        except Exception as error:  # noqa: BLE001 - the root of one request: the client hears of it, the keeper goes on
+            import traceback
+
+            say(f"error in request {message.get('do')!r}:\n{traceback.format_exc()}")
+            body = {"error": {"code": "internal", "message": f"{type(error).__name__}: {error}"}}
+        if body is not None:
+            answer(body)
+
+    def _do(self, message: Json, fds: list[int], answer: Callable[[Json], bool]) -> Json | None:
+        """Execute; None if the answer comes later."""
+        match message.get("do"):
+            case "spawn":
+                self.fleet.spawn(_field(message, "plan", dict), fds, answer)
+                return None
+            case "signal":
+                whole = message.get("whole") is True
+                self.fleet.signal(*_which(message), _field(message, "signal", int), whole)
+            case "kill":
+                self.fleet.kill(*_which(message))
+            case "release":
+                self.fleet.release(*_which(message))
+            case "beats":
+                return {"now": time.monotonic(), "beats": self.fleet.beats()}
+            case "blob":
+                text = None if message.get("text") is None else _field(message, "text", str)
+                self.fleet.set_blob(_field(message, "unit", str), text)
+            case "forget":
+                self.fleet.forget(_field(message, "unit", str))
+            case "end":
+                self._stop(lambda: answer({}))
+                return None
+            case other:
+                raise Refused("unknown", f"this keeper does not know the request {other!r}")
+        return {}
+
+
+def _field(message: Json, name: str, kind: type) -> Any:
+    value = message.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise Refused("bad", f"{message.get('do')}: {name} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def _which(message: Json) -> tuple[str, str]:
+    return _field(message, "unit", str), _field(message, "invocation", str)

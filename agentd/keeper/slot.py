@@ -1,0 +1,97 @@
+"""The daemon slot: the one thing that the keeper keeps running by itself, with back-off.
+
+Knows an argv and nothing of what the daemon does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+from agentd.keeper import process
+from agentd.keeper.fleet import Fleet
+from agentd.keeper.loop import Loop, say
+
+HEALTHY = 1.0
+"""Seconds: a daemon that lived so long is restarted at once."""
+FIRST_DELAY = 0.1
+LAST_DELAY = 2.0
+BAD_INPUT = 2
+"""Exit status of a daemon that could not read what a person wrote: it would be the same again."""
+
+
+class Slot:
+    """Starts the daemon and starts it again. ``ended(code)`` is called when it will not be started again."""
+
+    def __init__(self, loop: Loop, fleet: Fleet, argv: Sequence[str], env: dict[str, str]) -> None:
+        self.pid: int | None = None
+        self.wanted = True
+        self.ended: Callable[[int], None] = lambda _: None
+        self.greeted = False
+        """Whether a client has ever said hello to this keeper."""
+        self._loop, self._fleet, self._argv, self._env = loop, fleet, list(argv), env
+        self._delay = FIRST_DELAY
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Start it now, unless it is no longer wanted."""
+        if not self.wanted:
+            return
+        self._started = time.monotonic()
+        try:
+            self.pid = self._fork()
+        except OSError as error:
+            say(f"the daemon cannot be started: {error}; trying again")
+            self._again()
+            return
+        self._fleet.strangers[self.pid] = self._exited
+
+    def signal(self, number: int) -> None:
+        """Signal the daemon if it lives."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def _fork(self) -> int:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._child()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pid
+
+    def _child(self) -> None:
+        try:
+            process.reset_signals()
+            process.restore_limits()
+            os.setsid()  # Ctrl-C is for the keeper, which stops all in order
+            os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, frozenset())
+            os.execvpe(self._argv[0], self._argv, self._env)  # noqa: S606 - a program, not a shell line
+        except OSError as error:
+            say(f"the daemon {self._argv[0]} cannot be executed: {error.strerror}")
+        finally:
+            os._exit(127)
+
+    def _exited(self, code: int) -> None:
+        self.pid = None
+        hopeless = code == BAD_INPUT and not self.greeted and not self._fleet.lives
+        if not self.wanted or hopeless:
+            self.wanted = False
+            self.ended(code)
+            return
+        say(f"the daemon ended with {f'signal {-code}' if code < 0 else f'status {code}'}; restarting it")
+        if time.monotonic() - self._started >= HEALTHY:
+            self._delay = FIRST_DELAY
+            self.start()
+        else:
+            self._again()
+
+    def _again(self) -> None:
+        self._loop.after(self._delay, self.start)
+        self._delay = min(2 * self._delay, LAST_DELAY)

@@ -1,0 +1,306 @@
+"""What the keeper holds for one unit: its sockets, its FIFO, its cgroups, its process.
+
+Mechanism of one unit, step by step; which unit may do what when is the fleet's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from agentd.keeper import cgroup, process
+from agentd.keeper.listener import ListenerSocket
+from agentd.keeper.loop import Loop, Timer, say
+from agentd.keeper.notify import NotifySocket, Stamps
+from agentd.keeper.output import OutputPipe
+from agentd.keeper.plan import Process, SpawnPlan
+from agentd.keeper.process import Child, StepFailed
+from agentd.keeper.record import Record
+from agentd.keeper.tree import Tree, read_stat
+
+LAST_WORDS = 4096
+"""Datagrams that are read at the end of an invocation, or dropped before the next."""
+STATUS_GAP = 0.1
+"""Seconds between two status events of one unit."""
+
+
+class Unit:
+    """One unit. ``said(unit, event)`` is called when ``ready`` or ``status`` is to be told."""
+
+    def __init__(self, loop: Loop, name: str, record: Record, said: Callable[[Unit, str], None]) -> None:
+        self.name, self.record = name, record
+        self.blob: str | None = None
+        self.plan: SpawnPlan | None = None
+        self.child: Child | None = None
+        """A fork that has not answered yet."""
+        self.process: Process | None = None
+        """The last process, dead or alive, without its stamps."""
+        self.stamps = Stamps()
+        self.listeners: dict[str, ListenerSocket] = {}
+        self.parents: list[str] = []
+        """Directories above its cgroups that were made for it, outermost first."""
+        self._loop, self._said = loop, said
+        self._pidfd = -1
+        self._notify: NotifySocket | None = None
+        self._output: OutputPipe | None = None
+        self._quiet: Timer | None = None
+        """Runs after a status event; until then the next one waits."""
+        self._told_ready = False
+        self._told_status = ("", False)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process lives or its tree is not gone yet."""
+        return self.child is not None or (self.process is not None and self.process.ended is None)
+
+    @property
+    def kill_cgroup(self) -> str | None:
+        """The directory that holds its tree, None without one."""
+        return next((c.path for c in self.plan.cgroups if c.kill), None) if self.plan else None
+
+    def row(self) -> Process | None:
+        """Its process as the snapshot shows it."""
+        if self.process is None:
+            return None
+        return _stamped(self.process, self.stamps, self._extra())
+
+    def known(self) -> Process:
+        """The same where there is one for certain."""
+        row = self.row()
+        assert row is not None
+        return row
+
+    def tree(self) -> Tree:
+        """What identifies the tree of its running invocation."""
+        assert self.plan is not None
+        assert self.process is not None
+        own = self.plan.uid if self.plan.uid not in (None, 0, os.geteuid()) else None
+        row = self.process
+        return Tree(self.name, row.invocation, row.pid, row.start_time, own, self.kill_cgroup)
+
+    # Spawn
+
+    def prepare(self, plan: SpawnPlan) -> None:
+        """All steps before the fork; raises StepFailed."""
+        self.plan = plan
+        for step, action in (
+            ("notify", self._bind_notify),
+            ("output", self._open_output),
+            ("listen", self._listen),
+            ("cgroup", self._make_cgroups),
+        ):
+            try:
+                action(plan)
+            except OSError as error:
+                raise StepFailed.of(step, error, self.name) from None
+
+    def fork(self, fds: list[int]) -> Child:
+        """Fork the prepared plan; raises StepFailed."""
+        assert self.plan is not None
+        writer = self._output.writer() if self._output else None
+        try:
+            self.record.write("spawning", self.plan, None)
+            handed = [*(self.listeners[x.name].fileno() for x in self.plan.listeners), *fds]
+            self.child = process.fork(self.plan, handed, writer)
+        except OSError as error:
+            raise StepFailed.of("fork", error, self.name) from None
+        finally:
+            if writer is not None:
+                os.close(writer)
+        self._fresh()
+        row = read_stat(self.child.pid)
+        start_time = row.start_time if row else 0
+        self.process = Process(self.name, self.plan.invocation, self.child.pid, start_time, time.monotonic())
+        self._pidfd = self.child.pidfd
+        return self.child
+
+    def watch_exit(self, action: Callable[[], None]) -> None:
+        """Call action when the main process is dead."""
+        self._loop.watch(self._pidfd, lambda _: action())
+
+    def started(self) -> None:
+        """Exec succeeded."""
+        self.child = None
+        self._write("running")
+
+    # Life and death
+
+    def signal(self, number: int, whole: bool) -> None:
+        """Signal the main process, or with ``whole`` its process group and cgroup. ProcessLookupError: it is gone."""
+        if not whole:
+            signal.pidfd_send_signal(self._pidfd, number)
+            return
+        assert self.process is not None
+        inside = set(cgroup.pids(self.kill_cgroup)) if self.kill_cgroup else set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        for pid in inside:
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(pid) != self.process.pid:
+                    os.kill(pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL for all that is known to be its own."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL, whole=False)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.kill_cgroup:
+            with contextlib.suppress(FileNotFoundError):
+                cgroup.kill(self.kill_cgroup)
+
+    def dead(self) -> None:
+        """The main process is a zombie that is about to be reaped: its group dies while its number is still its own."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        if self._pidfd >= 0:
+            self._loop.unwatch(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def hear(self) -> None:
+        """Take and tell what it said before it died."""
+        if self._quiet:
+            self._quiet.cancel()
+            self._quiet = None
+        if self._notify:
+            self._notify.drain(self.stamps, LAST_WORDS)
+            self._tell()
+
+    def end(self, code: int | None) -> Process:
+        """Its tree is gone: drain what it printed, and this is how it ended."""
+        assert self.process is not None
+        if self._output:
+            self._output.drain()
+        self.process, self.child = _ended(self.process, code), None
+        self._write("ended")
+        return self.known()
+
+    def release(self) -> None:
+        """Forget the dead process."""
+        self.process = self.child = None
+        self._fresh()
+        self.record.remove()
+
+    def forget(self) -> None:
+        """Give back everything."""
+        self.release()
+        for closing in (self._notify, self._output, *self.listeners.values()):
+            if closing is not None:
+                self._loop.unwatch(closing.fileno())
+                closing.close()
+        self._notify = self._output = None
+        self.listeners.clear()
+        for group in self.plan.cgroups if self.plan else ():
+            if not cgroup.remove(group.path):
+                say(f"cgroup {group.path} of {self.name} is busy and stays")
+        self.blob = self.plan = None
+
+    def _fresh(self) -> None:
+        """No invocation has said anything yet."""
+        self.stamps, self._told_ready, self._told_status = Stamps(), False, ("", False)
+        if self._quiet:
+            self._quiet.cancel()
+            self._quiet = None
+
+    # Preparation, piece by piece
+
+    def _bind_notify(self, plan: SpawnPlan) -> None:
+        if self._notify and self._notify.path != plan.notify:
+            self._loop.unwatch(self._notify.fileno())
+            self._notify.close()
+            self._notify = None
+        if plan.notify is None:
+            return
+        if self._notify is None:
+            self._notify = NotifySocket(plan.notify, plan.uid, plan.gid)
+            self._loop.watch(self._notify.fileno(), lambda _: self._heard())
+        self._notify.give(plan.uid, plan.gid)
+        self._notify.drain(None, LAST_WORDS)
+
+    def _open_output(self, plan: SpawnPlan) -> None:
+        if self._output and self._output.output != plan.output:
+            self._output.drain()
+            self._loop.unwatch(self._output.fileno())
+            self._output.close()
+            self._output = None
+        if plan.output is None:
+            return
+        if self._output is None:
+            self._output = OutputPipe(plan.output, plan.uid, plan.gid)
+            self._loop.watch_bulk(self._output.fileno(), self._output.pump)
+        self._output.give(plan.uid, plan.gid)
+
+    def _listen(self, plan: SpawnPlan) -> None:
+        wanted = {x.name: x for x in plan.listeners}
+        for name in [n for n, open_one in self.listeners.items() if wanted.get(n) != open_one.listener]:
+            self.listeners.pop(name).close()
+        for name, listener in wanted.items():
+            if name not in self.listeners:
+                self.listeners[name] = ListenerSocket(listener)
+
+    def _make_cgroups(self, plan: SpawnPlan) -> None:
+        for group in plan.cgroups:
+            self.parents += [path for path in cgroup.make(group) if path != group.path]
+
+    # Notify
+
+    def _heard(self) -> None:
+        assert self._notify is not None
+        self._notify.drain(self.stamps if self.alive else None)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.stamps.ready is not None and not self._told_ready:
+            self._told_ready = True
+            self._said(self, "ready")
+        if (self.stamps.status, self.stamps.stopping) != self._told_status and self._quiet is None:
+            self._told_status = (self.stamps.status, self.stamps.stopping)
+            self._quiet = self._loop.after(STATUS_GAP, self._again)
+            self._said(self, "status")
+
+    def _again(self) -> None:
+        """The gap is over: what was said meanwhile is told now."""
+        self._quiet = None
+        self._tell()
+
+    def _extra(self) -> dict[str, int]:
+        counts = {
+            "stopping": self.stamps.stopping,
+            "output_dropped": self._output.dropped if self._output else 0,
+            "notify_dropped": self._notify.dropped if self._notify else 0,
+        }
+        return {name: count for name, count in counts.items() if count}
+
+    def _write(self, state: str) -> None:
+        assert self.plan is not None
+        try:
+            self.record.write(state, self.plan, self.process)
+        except OSError as error:
+            say(f"{self.record.path} cannot be written: {error}; proceeding")
+
+
+def _stamped(base: Process, stamps: Stamps, extra: dict[str, int]) -> Process:
+    return Process(
+        base.unit,
+        base.invocation,
+        base.pid,
+        base.start_time,
+        base.started,
+        stamps.beat,
+        stamps.ready,
+        stamps.status,
+        base.ended,
+        base.exit,
+        dict(extra),
+    )
+
+
+def _ended(base: Process, code: int | None) -> Process:
+    return Process(
+        base.unit, base.invocation, base.pid, base.start_time, base.started, ended=time.monotonic(), exit=code
+    )
