@@ -42,15 +42,23 @@ def _checked(given: argparse.Namespace) -> list[str]:
     """The daemon's options with all directories named, once everything that they need is there."""
     from agentd.bus import server
     from agentd.daemon import config as configuration
+    from agentd.errors import HostCannot
     from agentd.host.identity import Identities
 
     config = configuration.load(given.config, units=given.units, state=given.state, runtime=given.runtime)
-    server.find(config.bus.server)
-    configuration.prepare(config)
+    try:
+        server.find(config.bus.server)
+    except HostCannot as error:
+        if config.bus.server is None:
+            raise
+        where = configuration.place(config.file, "bus", "server")
+        message = f"{where}: [bus] server: {error.message.removeprefix('bus: ')}"
+        raise HostCannot(message, hint=error.hint) from error
     _unlocked(config.runtime / "keeper.lock", config.runtime, "runtime")
     _unlocked(config.state / "lock", config.state, "state")
     if not any((config.runtime / "keeper").glob("*.json")):  # else units of a keeper that died hold our own ports
         configuration.check(config)
+    configuration.prepare(config)
     Identities(config.state / "units.json")
     options = ["--units", str(config.units), "--state", str(config.state), "--runtime", str(config.runtime)]
     return [*options, "--config", str(config.file.absolute())] if config.file else options
@@ -62,8 +70,8 @@ def _unlocked(lock: Path, directory: Path, option: str) -> None:
 
     try:
         file = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+    except OSError:
+        return  # there is none yet, or making the directory will say what is wrong with it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from agentd import __version__
 from agentd.api import metrics as scrape
 from agentd.api import server as api
 from agentd.daemon import config as configuration
@@ -68,6 +69,9 @@ class Daemon:
         loaded = unitfiles.load(self._config.units)
         self._controller.take(loaded)
         self._new = restore(self._supervisor, loaded.units)
+        living = sum(agent.process is not None for agent in self._supervisor.agents.values())
+        text = f"agentd {__version__} came up as pid {os.getpid()}; {living} processes were running"
+        self._supervisor.record({"kind": "daemon.started", "actor": "agentd", "reason": text})
 
     async def come_up(self) -> None:
         """Serve, and start what is missing."""
@@ -111,6 +115,7 @@ class Daemon:
             await self._keeper.end()
         except AgentdError as error:
             log.logger().warning("keeper.end", error=str(error))
+        self._supervisor.spawning.sweep()
         self.end(0)
 
     def came_up(self, coming: asyncio.Task[None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import nats.errors
@@ -182,12 +182,3 @@ def refusal(error: dict[str, Any], call: str) -> BusUnavailable:
         err_code=error.get("err_code", 0),
         status=error.get("code", 0),
     )
-
-
-async def retried(what: Callable[[], Awaitable[None]], connection: Connection) -> None:
-    """Repeat an idempotent piece of work until the bus did it; used where only the bus can be in the way."""
-    await tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(BusUnavailable),
-        wait=tenacity.wait_exponential(multiplier=0.02, max=0.5),
-        before=lambda _: None,
-    )(what)

@@ -43,10 +43,14 @@ class Publisher:
         self._pending: dict[str, _Pending] = {}
         self._by_id: dict[str, str] = {}
         self._prefix = f"{connection.inbox}.ack."
+        self._listening = False
 
     async def start(self) -> None:
-        """Listen for confirmations; call once the connection is up."""
+        """Listen for confirmations, once the connection is up. Repeating it is harmless."""
+        if self._listening:
+            return
         await self._connection.subscribe(self._prefix + "*", self._confirmed)
+        self._listening = True
 
     async def publish(self, subject: str, body: bytes, *, id: str | None = None, timeout: float = TIMEOUT) -> Stored:  # noqa: A002
         """Store one message; returns when the server confirmed it.

@@ -53,7 +53,7 @@ def version(path: Path) -> tuple[int, ...]:
         raise HostCannot(f"bus: {path} --version gave no answer within {PATIENCE:g} s.", hint=_INSTALL) from e
     match = re.search(r"nats-server:? +v?(\d+)\.(\d+)\.(\d+)", said.stdout + said.stderr)
     if said.returncode != 0 or match is None:
-        raise HostCannot(f"bus: {path} is no nats-server: its --version does not say so.", hint=_INSTALL)
+        raise HostCannot(f"bus: {path} does not look like a nats-server: its --version names none.", hint=_INSTALL)
     return tuple(int(part) for part in match.groups())
 
 

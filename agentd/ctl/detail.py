@@ -53,7 +53,7 @@ def _facts(unit: Json, now: float) -> Iterator[tuple[str, str]]:
         ("process", _process(unit)),
         ("usage", _usage(unit)),
         ("restarts", _restarts(unit)),
-        ("last end", _last(unit.get("last"), now)),
+        ("last end", _last(unit.get("last"), unit.get("reason"), now)),
         ("started", _started(unit, now)),
         ("type", line(unit.get("type") or "")),
         ("file", line(unit.get("file") or "")),
@@ -118,9 +118,11 @@ def _restarts(unit: Json) -> str:
     return f"{restarts} since it was last started by hand, {failures} {noun} in the window"
 
 
-def _last(last: Json | None, now: float) -> str:
+def _last(last: Json | None, reason: str | None, now: float) -> str:
     if not last:
         return ""
+    if last.get("cause") == "unstarted" and last.get("text") == reason:
+        return f"was not started, {figures.age(last['at'], now)} ago at {figures.clock(last['at'], now)}"
     ran = f" after {figures.span(last['ran'])}" if last.get("ran") is not None else ""
     text = line(last.get("text") or figures.ending(last))
     cause = line(last.get("cause") or "")

@@ -58,12 +58,12 @@ def _restore(
     agent = supervisor.add(unit, name, policy, life)
     agent.endings.extend(_endings(blob))
     agent.level = str(blob.get("level", ""))
-    _feed(agent, process)
+    _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:
         supervisor.background(supervisor.release(process))
 
 
-def _feed(agent: Agent, process: Process | None) -> None:
+def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None:
     """Tell the mailbox what the snapshot says, in the order that the lifecycle asks for."""
     invocation = agent.life.invocation
     if invocation is None:
@@ -72,6 +72,7 @@ def _feed(agent: Agent, process: Process | None) -> None:
         agent.post(Ended(invocation, None))
         return
     agent.process = process
+    supervisor.statuses[agent.name] = process.status
     agent.post(Spawned(invocation, process.pid, process.started))
     if process.ready is not None:
         agent.post(Ready(invocation))

@@ -2,6 +2,18 @@
 
 Carries events to the pure core and its effects to the world, in order; decides nothing itself. Knows no keeper, bus or
 journal: the ``World`` does. All methods are called in the daemon's event loop.
+
+Durable steps, each of which a crash may follow:
+
+spawn   1. the life with its new id is remembered (store, keeper blob) and told (facts) · 2. the keeper executes the
+        plan (its own steps: keeper/PROTOCOL.md) · 3. the answer makes it running. After 1 the id is burnt and the next
+        daemon starts a successor; after 2 it finds the process in the keeper's snapshot and adopts it.
+stop    1. the life is stopping, with its purpose and deadline · 2. the signal is sent · 3. the keeper tells the end.
+        After 1 or 2 the next daemon repeats the signal and keeps the deadline; an end meanwhile waits with its status.
+hold    as stop, with the reason as ``Life.hold``. Nothing depends on having seen the moment: the gateway says
+        ``exhausted`` for as long as it is so, and hold and release are drawn from that whenever anybody comes back.
+end     1. the keeper keeps the dead process · 2. the life and its ending are remembered and told to the router before a
+        successor is spawned · 3. the keeper is told to forget it. After 1 the next daemon learns it from the snapshot.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -157,7 +158,8 @@ def load(
     given = file or (dirs["config"] if dirs["config"].exists() else None)
     table = files.read(given) if given else {}
     for name, option in {"units": units, "state": state, "runtime": runtime}.items():
-        value = option or table.get(name, dirs[name])
+        said = table.get(name, dirs[name])
+        value = option if option and isinstance(said, str | Path) else said
         table[name] = Path(value).absolute() if isinstance(value, str | Path) and str(value) else value
     try:
         config = Config.model_validate({**table, "file": given})
@@ -189,12 +191,15 @@ def _config_error(file: Path | None, error: ValidationError) -> ConfigError:
     section, key = path[0], path[-1] if len(path) > 1 else None
     kind = SECTIONS.get(section)
     head = (f"[[{section}]]" if section == "upstream" else f"[{section}]") if kind else ""
-    where = f"{_place(file, section, key)}: {' '.join(part for part in (head, key if head else section) if part)}"
+    if not kind:
+        head, key = (f"[{section}]" if isinstance(first["input"], dict) else section), None
+    where = f"{place(file, section, key)}: {f'{head} {key}' if key else head}"
     if first["type"] == "extra_forbidden":
         known = list(kind.model_fields) if kind else [n for n in Config.model_fields if n != "file"]
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-        return ConfigError(f"{where}: there is no such setting.", hint=hint)
+        what = "section" if head == f"[{section}]" and key is None else "setting"
+        return ConfigError(f"{where}: there is no such {what}.", hint=hint)
     return ConfigError(f"{where}: {_in_words(section, key, dict(first))}", hint="Mend it; nothing was started.")
 
 
@@ -209,7 +214,7 @@ def _in_words(section: str, key: str | None, detail: dict[str, Any]) -> str:
     return reading.in_words(detail)
 
 
-def _place(file: Path | None, section: str, key: str | None) -> str:
+def place(file: Path | None, section: str, key: str | None) -> str:
     """``FILE:LINE`` of a setting, as far as it can be found."""
     try:
         line = reading.locate(file.read_text(encoding="utf-8"), section, key) if file else None
@@ -223,10 +228,10 @@ def _refuse_same_twice(config: Config) -> None:
     names = [upstream.name for upstream in config.upstream]
     for name in names:
         if names.count(name) > 1:
-            where = _place(config.file, "upstream", "name")
+            where = place(config.file, "upstream", "name")
             raise ConfigError(f"{where}: [[upstream]] name: {name!r} stands twice.", hint="Rename one of the two.")
     if config.gateway.listen == config.metrics.listen and not config.gateway.listen.endswith(":0"):
-        where = _place(config.file, "metrics", "listen")
+        where = place(config.file, "metrics", "listen")
         message = f"{where}: [metrics] listen: {config.metrics.listen} is the gateway's address already."
         raise ConfigError(message, hint="Give one of the two another port.")
 
@@ -245,14 +250,14 @@ def check(config: Config) -> None:
 
 def refusal(config: Config, upstream: Upstream, error: ConfigError) -> ConfigError:
     """An upstream's error with its place."""
-    where = _place(config.file, "upstream", "key_file" if upstream.key_file else "key_env")
+    where = place(config.file, "upstream", "key_file" if upstream.key_file else "key_env")
     return ConfigError(f"{where}: [[upstream]] {upstream.name}: {error.message}", hint=error.hint)
 
 
 def _require_free(config: Config, section: str, key: str, address: str) -> None:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    where = f"{_place(config.file, section, key)}: [{section}] {key}"
+    where = f"{place(config.file, section, key)}: [{section}] {key}"
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -273,19 +278,26 @@ def prepare(config: Config) -> None:
     if (length := len(os.fsencode(config.runtime))) > room:
         message = f"{config.runtime}: too long for sockets: {length} bytes, and at most {room} fit."
         raise ConfigError(message, hint="Choose a shorter --runtime.")
-    for option, path, mode in (
-        ("units", config.units, 0o755),
-        ("state", config.state, 0o711),
-        ("runtime", config.runtime, 0o711),
-    ):
-        try:
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
-        except OSError as error:
-            what = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
-            message = f"{path}: the {option} directory cannot be made: {what}."
-            raise ConfigError(message, hint=f"Choose another with --{option}, or mend what is in the way.") from error
-        if option != "units":
-            _own(path, mode, option)
+    fresh = [path for path in (config.units, config.state, config.runtime) if not path.exists()]
+    try:
+        _make(config.units, 0o755, "units")
+        for path, option in ((config.state, "state"), (config.runtime, "runtime")):
+            _make(path, 0o711, option)
+            _own(path, 0o711, option)
+    except ConfigError:
+        for path in reversed(fresh):
+            with suppress(OSError):  # it was never made
+                path.rmdir()
+        raise
+
+
+def _make(path: Path, mode: int, option: str) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        what = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
+        message = f"{path}: the {option} directory cannot be made: {what}."
+        raise ConfigError(message, hint=f"Choose another with --{option}, or mend what is in the way.") from error
 
 
 def _own(path: Path, mode: int, option: str) -> None:
@@ -293,7 +305,7 @@ def _own(path: Path, mode: int, option: str) -> None:
     status = path.stat()
     if status.st_uid != os.geteuid():
         raise ConfigError(
-            f"{path}: the {option} directory belongs to uid {status.st_uid}, not to uid {os.geteuid()} as agentd does.",
+            f"{path}: the {option} directory belongs to uid {status.st_uid}, and agentd runs as uid {os.geteuid()}.",
             hint=f"Choose a directory of your own with --{option}.",
         )
     if not os.access(path, os.W_OK | os.X_OK):

@@ -21,7 +21,7 @@ from agentd.daemon import unitfiles
 from agentd.daemon.agent import Agent
 from agentd.daemon.config import Config, Upstream, refusal
 from agentd.errors import AgentdError, ConfigError, HostCannot, UnitFileError
-from agentd.host.capability import Capabilities
+from agentd.host.capability import Capabilities, sweep
 from agentd.host.compile import Compiled, Finding, System, check_host, compile, compile_system  # noqa: A004 - the room's word
 from agentd.host.identity import Identities
 from agentd.host.place import Place, make_directory
@@ -44,7 +44,7 @@ class Spawning:
         self.config = config
         self.capabilities = capabilities
         self.transient: set[str] = set()
-        self._memory = memory
+        self.floors: dict[str, str | None] = {name: blob.get("floor") for name, blob in memory.items()}
         uids = range(config.uids.first, config.uids.last + 1)
         self._place = Place(
             runtime=config.runtime,
@@ -97,7 +97,7 @@ class Spawning:
 
     def floor(self, name: str) -> str | None:
         """The newest invocation id that a unit of this name ever had."""
-        return self._memory.get(name, {}).get("floor")
+        return self.floors.get(name)
 
     def log(self, name: str) -> Path:
         """The file with its output."""
@@ -138,9 +138,13 @@ class Spawning:
             system = await asyncio.to_thread(self._system, agent.name)
             return await asyncio.to_thread(compile_system, system, invocation, self._place)
         try:
-            return compile(agent.unit, invocation, self._place)
+            return await asyncio.to_thread(compile, agent.unit, invocation, self._place)
         except AgentdError as error:
             raise unitfiles.of_host(error, agent.unit) from error
+
+    def sweep(self) -> None:
+        """Remove the fleet's empty cgroups, once the keeper has ended."""
+        sweep(self.capabilities)
 
     async def prepare(self) -> None:
         """Stage agentd's own environment ahead of the first agent, where a uid of its own could not reach it."""

@@ -111,6 +111,7 @@ class Supervisor:
         self.facts.drop(f"unit/{name}")
         await agent.close()
         self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
+        self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
         await self.keeper.forget(name)
         self.spawning.forget(name)

@@ -1,7 +1,7 @@
 """The dry-run model: built in, deterministic, and it says that it is one. No model is called, nothing is paid.
 
 It answers any model name. Three names ask for a behaviour, for tests and demonstrations:
-``dry-run-slow`` waits 50 ms before each piece, ``dry-run-long`` writes until max_tokens, ``dry-run-hang`` never
+``dry-run-slow`` waits 20 ms before each piece, ``dry-run-long`` writes until max_tokens, ``dry-run-hang`` never
 answers.
 Its tokens: four bytes of the request's messages each, and one for each piece of the answer.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from agentd.gateway.body import ChatRequest
 
 NAMES = ("dry-run", "dry-run-slow", "dry-run-long")
-_SLOW = 0.05
+_SLOW = 0.02
 _QUOTE = 240
 
 

@@ -62,6 +62,7 @@ class Bus:
 
     def __init__(self, connection: Connection, state: State, letters: Letters) -> None:
         self.connection, self.state, self.letters = connection, state, letters
+        self.ready = False  # until streams are declared and records read, no mailbox may act
 
 
 class Mailbox:
@@ -184,7 +185,7 @@ class Mailbox:
         while True:
             await self._todo.event.wait()
             self._todo.event.clear()
-            if not self._bus.connection.up.is_set():
+            if not (self._bus.ready and self._bus.connection.up.is_set()):
                 continue  # bus_is_back() follows
             try:
                 await self._turn()
@@ -205,7 +206,7 @@ class Mailbox:
 
     async def close(self) -> None:
         """The unit is gone: give everything back."""
-        if self._bus.connection.up.is_set():
+        if self._bus.ready and self._bus.connection.up.is_set():
             await self._give_back()
 
     async def _turn(self) -> None:

@@ -16,7 +16,7 @@ from agentd.bus.connection import Connection
 from agentd.bus.letters import Letters
 from agentd.bus.publisher import Publisher
 from agentd.bus.state import State
-from agentd.errors import AgentdError, BadInput, BusUnavailable
+from agentd.errors import AgentdError, BadInput, BusUnavailable, Full
 from agentd.router import rpc
 from agentd.router.calls import Calls
 from agentd.router.channel import Line, Listener
@@ -79,7 +79,6 @@ class Router:
         self._connection.listeners.append(self._link)
         self._report.bus()
         await self._connection.start()
-        await self._publisher.start()
         await asyncio.Event().wait()
 
     async def close(self) -> None:
@@ -109,12 +108,14 @@ class Router:
         """The bus is there (again): streams, records, what was not confirmed, every mailbox."""
         while self._connection.up.is_set():
             try:
+                await self._publisher.start()
                 await topology.declare(self._connection, self._bounds)
                 if self._records is None:
                     self._records = await self._bus.state.load()
                     for unit, box in self._boxes.items():
                         box.load(self._records.get(unit, {}))
                 await self._publisher.resend()
+                self._bus.ready = True
                 self._dead = await self._bus.letters.counts()
                 for unit, box in self._boxes.items():
                     box.tally.dead = self._dead.get(unit, 0)
@@ -277,7 +278,7 @@ class Router:
 
         if served.asks >= _ASKS_MAX:
             text = f"ask: {_ASKS_MAX} asks of {served.box.unit} are open"
-            line.write(rpc.error(said.id, rpc_full(text)))
+            line.write(rpc.error(said.id, Full(text, hint="Wait for the results of earlier ones.")))
             return
         served.asks += 1
 
@@ -349,13 +350,6 @@ async def _ended(*tasks: asyncio.Task[None]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=0.2)
-
-
-def rpc_full(text: str) -> AgentdError:
-    """The error for one ask too many."""
-    from agentd.errors import Full
-
-    return Full(text, hint="Wait for the results of earlier ones.")
 
 
 def _hello(params: dict[str, Any]) -> tuple[str, list[str]]:

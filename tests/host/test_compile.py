@@ -135,7 +135,7 @@ def test_programs_are_found_as_the_key_says(place: Place, write_unit: WriteUnit,
     [
         (["no-such-program"], {}, r"a\.toml: agent\.exec: there is no program 'no-such-program' on its PATH"),
         (["/no/such"], {}, r"a\.toml: agent\.exec: /no/such does not exist"),
-        (["/etc/passwd"], {}, r"agent\.exec: /etc/passwd is not executable Run: chmod \+x"),
+        (["/etc/passwd"], {}, r"agent\.exec: /etc/passwd is not executable\. Run: chmod \+x"),
         (["/etc"], {}, r"agent\.exec: /etc is no file"),
         (["sh"], {"workdir": "nowhere"}, r"agent\.workdir: .*/units/nowhere is not a directory"),
         (["python3", "gone.py"], {}, r"agent\.exec: .*/gone\.py does not exist"),

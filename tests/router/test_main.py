@@ -19,9 +19,9 @@ from tests.waiting import until
 
 _ROUTER = [sys.executable, "-m", "agentd.router.main", "--config"]
 _LAUNCH = """
-import os, sys
+import fcntl, os, sys
 facts, secret = int(sys.argv[1]), int(sys.argv[2])
-high = [os.dup(facts), os.dup(secret)]
+high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 50) for fd in (facts, secret)]
 for target, fd in zip((3, 4), high):
     os.dup2(fd, target, inheritable=True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="facts:bus")
