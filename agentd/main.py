@@ -164,7 +164,7 @@ class Daemon:
         try:
             self._scrape = await scrape.listen(address, self._page)
         except AgentdError as error:
-            self._controller.warnings.append(f"metrics: {error}")
+            self._controller.warnings.append(str(error))
             log.logger().error("metrics.unavailable", error=str(error))
         else:
             self._controller.metrics = self._scrape.address

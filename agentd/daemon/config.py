@@ -197,8 +197,9 @@ def _config_error(file: Path | None, error: ValidationError) -> ConfigError:
     if first["type"] == "extra_forbidden":
         known = list(kind.model_fields) if kind else [n for n in Config.model_fields if n != "file"]
         near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
         what = "section" if head == f"[{section}]" and key is None else "setting"
+        meant = f"[{near[0]}]" if near and what == "section" else "".join(near)
+        hint = f"Did you mean {meant}?" if near else f"Known here: {', '.join(known)}."
         return ConfigError(f"{where}: there is no such {what}.", hint=hint)
     return ConfigError(f"{where}: {_in_words(section, key, dict(first))}", hint="Mend it; nothing was started.")
 

@@ -161,11 +161,11 @@ class Controller:
 
     async def run(self, name: str, unit: Json, actor: Actor) -> Json:
         """A transient unit: it is gone when the fleet goes down."""
+        if name in SYSTEM_UNITS:
+            raise UnitFileError(f"{name!r} is the name of one of agentd's own units.", hint="Choose another --name.")
         if name in self._supervisor.agents and self._supervisor.agents[name].life.phase in LIVE:
             raise Conflict(f"{name} is running already.", hint="Choose another --name, or stop it first.")
         made = reading.from_dict(name, unit)
-        if name in SYSTEM_UNITS:
-            raise UnitFileError(f"{name!r} is the name of one of agentd's own units.", hint="Choose another --name.")
         if name in self._supervisor.agents and self._supervisor.agents[name].unit != made:
             if name not in self._supervisor.spawning.transient:
                 raise Conflict(f"{name} is a unit with a file.", hint="Choose another --name, or deploy the change.")
@@ -291,8 +291,7 @@ class Controller:
 
     def _tell_broken(self) -> None:
         """Who asks for a unit whose file is broken is told so, and not only that there is no such unit."""
-        texts = {Path(str(f["file"])).stem: str(f["message"]) for f in reversed(self.broken) if f["file"]}
-        self._supervisor.broken = texts
+        self._supervisor.broken = {Path(str(f["file"])).stem: f for f in reversed(self.broken) if f["file"]}
 
     def _adopt_unit(self, unit: Unit) -> None:
         if unit.name in self._supervisor.agents:

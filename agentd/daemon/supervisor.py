@@ -49,8 +49,8 @@ class Supervisor:
         self.stopping = False
         self.starting = True
         self.statuses: dict[str, str] = {}
-        self.broken: dict[str, str] = {}
-        """What is wrong with unit files that gave no unit, by name."""
+        self.broken: dict[str, Json] = {}
+        """What is wrong with unit files that gave no unit: a finding of each, by name."""
         self._memory = memory
         self._journal = journal
         self._unsent: set[str] = set()
@@ -80,8 +80,9 @@ class Supervisor:
     def get(self, name: str) -> Agent:
         """The agent of this name; NoSuchUnit names the nearest."""
         if name not in self.agents and name in self.broken:
-            message = f"there is no unit {name!r}, because its file is broken: {self.broken[name]}"
-            raise NoSuchUnit(message, hint="Mend the file, then: agentctl deploy FILE")
+            found = self.broken[name]
+            message = f"there is no unit {name!r}, because its file is broken: {found['message']}"
+            raise NoSuchUnit(message, hint=f"Mend it, then: agentctl deploy {found['file']}")
         if name not in self.agents:
             import difflib
 

@@ -108,7 +108,7 @@ class Identities:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"{self.file}: not readable as the table of uids: {error}",
+                f"{self.file}: not readable as the table of uids: {error}.",
                 hint="Restore it from a backup. Deleting it gives every unit a new uid: then chown <state>/home/* too.",
             ) from error
 

@@ -196,7 +196,21 @@ def _invalid_value(
     which = f"item {item}: " if item else f"{entry}: " if entry else ""
     where = f"[{section}] {key}" if key else f"[{section}]"
     line = locate(text, section, key)
-    return UnitFileError(f"{which}{in_words(detail)}", file=file, line=line, key=where, hint=_help(section, key))
+    hint = _instead(key, detail) or _help(section, key)
+    return UnitFileError(f"{which}{in_words(detail)}", file=file, line=line, key=where, hint=hint)
+
+
+def _instead(key: str | None, detail: Mapping[str, Any]) -> str | None:
+    """What to write instead of a value of the wrong type, where it is plain what was meant."""
+    got = detail["input"]
+    if len(detail["loc"]) != 2 or not isinstance(got, str) or not got.strip():
+        return None
+    if detail["type"] == "tuple_type":
+        return f"Write {key} = {json.dumps(got.split(), ensure_ascii=False)}"
+    number = detail["type"] in ("int_type", "float_type") and re.fullmatch(r"-?\d+", got)
+    if number or (detail["type"] == "bool_type" and got in ("true", "false")):
+        return f"Write {key} = {got}, without quotes."
+    return None
 
 
 def in_words(detail: Mapping[str, Any]) -> str:

@@ -132,10 +132,11 @@ app.run()
 """
 DEAF = """
 import ctypes, os, sys
-assert ctypes.CDLL(None).prctl(24, 19, 0, 0, 0) == 0  # PR_CAPBSET_DROP, CAP_SYS_PTRACE
+for right in (19, 21, 38):  # CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON
+    assert ctypes.CDLL(None).prctl(24, right, 0, 0, 0) == 0  # PR_CAPBSET_DROP
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Runs a program that has all of root's rights but that of looking into any process."""
+"""Runs a program that has all of root's rights but those of looking into any process."""
 LOOK = """
 import sys
 for pid in sys.argv[1:]:
@@ -157,7 +158,7 @@ class Provider:
 
     def answer(self, headers: dict[str, str], request: Json) -> Json:
         """A chat.completion."""
-        self.keys[request["model"]] = headers.get("Authorization", "")
+        self.keys[request["model"]] = headers.get("authorization", "")
         self.seen.append(json.dumps([headers, request]))
         message = {"role": "assistant", "content": "hello"}
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
@@ -173,7 +174,7 @@ def provider() -> Iterator[Provider]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            body = json.dumps(found.answer(dict(self.headers), request)).encode()
+            body = json.dumps(found.answer({k.lower(): v for k, v in self.headers.items()}, request)).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -273,14 +274,15 @@ def test_an_orphan_of_a_unit_may_not_either(house: Fleet, leave: bool) -> None:
 @pytest.mark.root
 def test_another_user_may_not_connect(house: Fleet) -> None:
     """The file's mode keeps others out, and if it did not, the peer's uid would."""
-    script = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-    script += "s.sendall(b'GET /v1/status HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n'); print(s.recv(99).split()[1].decode())"
+    script = (
+        "import os, socket, sys; s = socket.socket(socket.AF_UNIX); os.setgroups([]);"
+        f"os.setgid({NOBODY}); os.setuid({NOBODY}); s.connect(sys.argv[1]);"
+        "s.sendall(b'GET /v1/status HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n'); print(s.recv(99).split()[1].decode())"
+    )
 
     def try_it() -> tuple[int, str]:
-        argv = ["/usr/bin/setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-        done = subprocess.run(
-            [*argv, sys.executable, "-c", script, control(house)], capture_output=True, text=True, check=False
-        )
+        argv = [sys.executable, "-c", script, control(house)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
     code, said = try_it()
@@ -373,7 +375,8 @@ def test_a_key_is_dead_with_its_invocation_and_cannot_be_made(house: Fleet) -> N
     gateway = house.status()["agentd"]["gateway"]
 
     def call(key: str) -> int:
-        return httpx.get(f"http://{gateway}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.get(f"http://{gateway}/v1/models", headers=headers).status_code
 
     old = ask(house, "victim", "tell")
     first = old["env"]["OPENAI_API_KEY"]
@@ -405,7 +408,7 @@ def test_the_gateway_shows_its_memory_to_nobody(house: Fleet) -> None:
 
 
 def test_daemon_and_keeper_show_their_memory_to_nobody(short_dir: Path) -> None:
-    """Not even to a process of their own uid and rights: only CAP_SYS_PTRACE would look into them."""
+    """Not even to a process of their own uid and rights: it takes a capability that they have not."""
     quiet = Fleet(short_dir, {"a": '[agent]\nexec = ["sleep", "1000"]\n'})
     deaf = [sys.executable, "-c", DEAF] if os.geteuid() == 0 else ["/usr/bin/env"]
     argv = [sys.executable, "-m", "agentd", "--config", str(quiet.config), "--units", str(quiet.units)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,5 +28,4 @@ def same(name: str, text: str) -> None:
     file = GOLDEN / f"{name}.txt"
     if os.environ.get("AGENTD_GOLDEN") == "write":
         file.write_text(text)
-        print(f"wrote {file}", file=sys.stderr)
     assert text == file.read_text(), f"{file} differs; if the new text is better: AGENTD_GOLDEN=write"

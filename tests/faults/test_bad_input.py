@@ -118,7 +118,7 @@ def lay_out(base: Path, port: int) -> Fleet:
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    """One fleet for the whole file. It comes up although nearly everything in it is wrong, and leaves nothing behind."""
+    """One fleet for the whole file. It comes up although nearly all of it is wrong, and leaves nothing behind."""
     base = Path(tempfile.mkdtemp(prefix="ad", dir="/tmp"))
     base.chmod(0o711)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -266,7 +266,7 @@ def test_damaged_files_of_ours_are_set_aside_and_supervision_goes_on(house: Hous
 
 
 def test_a_journal_that_breaks_while_it_is_used(house: House) -> None:
-    """Its table is gone from under the daemon: a killed unit is back all the same, and the journal says that it is ill."""
+    """Its tables are gone from under the daemon: a killed unit is back all the same, and status tells of it."""
     with closing(sqlite3.connect(house.fleet.state / "journal.db", timeout=10)) as db:
         for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
             if not table.startswith("sqlite_"):
@@ -287,11 +287,16 @@ def _journal_told(house: House) -> bool:
 
 
 def start(
-    base: Path, config: str | bytes = CONFIG, env: dict[str, str] | None = None, **options: Path
+    base: Path,
+    config: str | bytes = CONFIG,
+    env: dict[str, str] | None = None,
+    file: Path | None = None,
+    **options: Path,
 ) -> tuple[int, str]:
     """Run ``agentd`` where it cannot start: exit status and stderr. It must end by itself, and stdout stays empty."""
-    file = base / "agentd.toml"
-    file.write_bytes(config if isinstance(config, bytes) else config.encode())
+    if file is None:
+        file = base / "agentd.toml"
+        file.write_bytes(config if isinstance(config, bytes) else config.encode())
     places = {"config": file, "units": base / "u", "state": base / "s", "runtime": base / "r", **options}
     argv = [sys.executable, "-m", "agentd"]
     for option, path in places.items():
@@ -302,6 +307,7 @@ def start(
     return done.returncode, done.stderr
 
 
+OPENAI = '[gateway]\nlisten = "127.0.0.1:0"\n\n[[upstream]]\nname = "x"\ndialect = "openai"\n'
 CONFIGS = {
     "unknown-section": '[gatway]\nlisten = "127.0.0.1:0"\n',
     "unknown-key": '[gateway]\nlisten = "127.0.0.1:0"\n\n[metrics]\nport = 9464\n',
@@ -320,9 +326,9 @@ CONFIGS = {
     "uids": "[uids]\nfirst = 80000\nlast = 70000\n",
     "not-utf8": b"# caf\xe9\n",
     "foreign-address": '[gateway]\nlisten = "192.0.2.1:4180"\n',
-    "key-env": '[gateway]\nlisten = "127.0.0.1:0"\n\n[[upstream]]\nname = "x"\ndialect = "openai"\nkey_env = "NO_KEY"\n',
-    "key-file": '[gateway]\nlisten = "127.0.0.1:0"\n\n[[upstream]]\nname = "x"\ndialect = "openai"\nkey_file = "/nowhere"\n',
-    "key-empty": '[gateway]\nlisten = "127.0.0.1:0"\n\n[[upstream]]\nname = "x"\ndialect = "openai"\nkey_file = "/dev/null"\n',
+    "key-env": OPENAI + 'key_env = "NO_KEY"\n',
+    "key-file": OPENAI + 'key_file = "/nowhere"\n',
+    "key-empty": OPENAI + 'key_file = "/dev/null"\n',
     "key-both": '[[upstream]]\nname = "x"\ndialect = "openai"\nkey_file = "/dev/null"\nkey_env = "NO_KEY"\n',
 }
 
@@ -389,7 +395,7 @@ def test_a_port_that_is_taken(short_dir: Path, section: str, key: str) -> None:
 
 
 def test_directories_that_cannot_be_used(short_dir: Path) -> None:
-    """A file in the way, a path below a file, a name too long for sockets: which directory, and which option to give."""
+    """A file in the way, a path below a file, a name too long for sockets: which directory, which option to give."""
     (short_dir / "file").write_text("")
     said = ""
     for option, path in (
@@ -427,10 +433,7 @@ def test_directories_of_others_are_not_taken(short_dir: Path) -> None:
 
 def test_no_configuration_file(short_dir: Path) -> None:
     """A --config that is not there is an error, not a default."""
-    code, said = start(short_dir, config="")
-    (short_dir / "agentd.toml").unlink(missing_ok=True)
-    assert code != 2 or said
-    code, said = start(short_dir, **{"config": short_dir / "nowhere.toml"})
+    code, said = start(short_dir, file=short_dir / "nowhere.toml")
     assert code == 2
     same("config-gone", plain(said, {str(short_dir): "BASE"}))
 
@@ -526,36 +529,43 @@ def test_a_state_directory_that_is_not_writable(nobody: Nobody, short_dir: Path)
 
 
 def test_limits_that_this_host_cannot_enforce(nobody: Nobody, short_dir: Path) -> None:
-    """Without cgroups a limit or level that was asked for by name is refused; a unit without runs, and says how."""
+    """Without cgroups a limit or level that was asked for by name is refused; a unit without runs. And a units
+    directory that is not there is made, and the first screen names it."""
     base = owned(short_dir)
     units = {
         "asked": SLEEP + '\n[limits]\nmemory = "64M"\n',
         "level": SLEEP + '\n[isolation]\nlevel = "cgroup"\n',
         "plain": SLEEP,
     }
-    (base / "u").mkdir()
-    (base / "u").chmod(0o755)
+    (base / "new").mkdir()
+    (base / "new").chmod(0o755)
     for name, text in units.items():
-        (base / "u" / f"{name}.toml").write_text(text)
+        (base / "new" / f"{name}.toml").write_text(text)
     with open(base / "log", "wb") as log:
         argv = nobody.argv("agentd", *options(base))
         agentd = subprocess.Popen(argv, stdout=log, stderr=log, cwd=base, env=nobody.env(base), start_new_session=True)
     try:
-        control = ("--socket", str(base / "r" / "control.sock"))
-        ask = lambda: nobody.run(base, "agentd.ctl.main", *control, "start", "--wait", "10", "plain")[0] == 0  # noqa: E731
-        wait_until(lambda: ask() or agentd.poll() is not None, 30, "plain runs")
+        control = ("agentd.ctl.main", "--socket", str(base / "r" / "control.sock"))
+        wait_until(lambda: nobody.run(base, *control, "status")[0] == 0 or agentd.poll() is not None, 30, "it answers")
         assert agentd.poll() is None, (base / "log").read_text()
-        code, said = nobody.run(base, "agentd.ctl.main", *control, "check", str(base / "u"))
+        first = nobody.run(base, *control, "status")[1]
+        assert "No units yet" in first
+        assert f"{base}/u " in first
+        code, said = nobody.run(base, *control, "deploy", str(base / "new"))
         if code == 0:
             pytest.skip("this host gives cgroups to everybody")
+        _, shown = nobody.run(base, *control, "status", "plain")
     finally:
         if agentd.poll() is None:
             agentd.send_signal(signal.SIGINT)
         agentd.wait(40)
     assert code == 2
-    assert "this limit cannot be enforced" in said
-    assert 'u/level.toml:5: [isolation] level = "cgroup": this host cannot give it' in said
-    assert "plain" not in "".join(line for line in said.splitlines() if line.startswith("error"))
+    assert "new/asked.toml:5: [limits] memory = 64M: this limit cannot be enforced: " in said
+    assert 'new/level.toml:5: [isolation] level = "cgroup": this host cannot give it: ' in said
+    assert said.count("error ") == 2
+    assert shown.startswith("plain  running")
+    assert "isolation level rlimit instead of cgroup" in shown
+    assert sorted(path.name for path in (base / "u").iterdir()) == ["plain.toml"]
 
 
 def owned(base: Path) -> Path:

@@ -1,5 +1,6 @@
 """A second implementation of the channel, written from CHANNEL.md alone by someone who has not seen the first."""
 
+import contextlib
 import json
 import os
 import select
@@ -7,76 +8,59 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-Message = dict[str, Any]
-INVOCATION, UNIT = os.environ["AGENTD_INVOCATION"], os.environ["AGENTD_UNIT"]
+ENDS = {"invocation": os.environ["AGENTD_INVOCATION"], "unit": os.environ["AGENTD_UNIT"]}
+TOLD = ("kind", "from", "attempt", "message", "conversation", "hop")
 
 
 class Refused(Exception):
-    """The second argument, if any, is the `data` of the error."""
+    """Why the delivery is refused, and the error's `data` if it is to come again."""
 
 
 class Channel:
     def __init__(self) -> None:
-        self.waiting: deque[Message] = deque()  # deliveries that came while another was handled
-        self.holding: list[str] = []
-        self.last: Message = {}  # the answer that was written last
-        self.asked = 0
+        self.holding, self.answers, self.calls, self.in_flight, self.asked = [], [], [], 1, 0
+        self.connect()
 
     def connect(self) -> None:
-        end = time.monotonic() + 15
-        while True:
-            try:
-                self.buffer, self.sock = b"", socket.socket(socket.AF_UNIX)
-                self.sock.connect(os.environ["AGENTD_CHANNEL"])
-                self.waiting.clear()  # neither held nor answered: they come again
-                hello = self.ask("hello", {"protocol": 1, "invocation": INVOCATION, "holding": self.holding})
-                if "error" in hello:
-                    sys.exit(f"hello was refused: {hello['error']['message']}")
-                return self.write(self.last) if self.last else None
-            except OSError:
-                self.sock.close()
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.1)
+        self.sock = socket.socket(socket.AF_UNIX)
+        while self.sock.connect_ex(os.environ["AGENTD_CHANNEL"]):
+            time.sleep(0.1)
+        self.lines, self.waiting = self.sock.makefile("rb"), []  # what was neither held nor answered comes again
+        hello = {"protocol": 1, "invocation": ENDS["invocation"], "holding": self.holding}
+        self.write({"id": 0, "method": "hello", "params": hello}, *self.answers, *self.calls)
 
-    def steadily(self, action: Callable[..., Any], *args: Any) -> Any:
-        """Repeat the action on a new connection whenever the old one breaks."""
-        while True:
-            try:
-                return action(*args)
-            except OSError:
-                self.connect()
+    def write(self, *messages: dict) -> None:
+        lines = [json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False) + "\n" for message in messages]
+        with contextlib.suppress(OSError):  # the next read notices, and connects again
+            self.sock.sendall("".join(lines).encode())
 
-    def write(self, message: Message) -> None:
-        self.sock.sendall(json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False).encode() + b"\n")
-
-    def read(self, timeout: float | None = None) -> Message:
-        """The next line if it is an answer; a delivery is put aside. Empty if it is neither, or after the timeout."""
-        while b"\n" not in self.buffer:
-            if not select.select([self.sock], [], [], timeout)[0]:
-                return {}
-            if not (chunk := self.sock.recv(65536)):
-                raise ConnectionError("the router closed the connection")
-            self.buffer += chunk
-        line, _, self.buffer = self.buffer.partition(b"\n")
+    def read(self) -> dict:
+        """The next line; a delivery is put aside. Empty when the connection broke and there is a new one."""
+        line = b""
+        with contextlib.suppress(OSError):
+            line = self.lines.readline()
+        if not line.endswith(b"\n"):
+            time.sleep(0.1)
+            self.connect()
+            return {}
         message = json.loads(line)
         if message.get("method") == "deliver":
             self.waiting.append(message["params"])
-        return {} if "method" in message else message
+        elif message.get("id") == 0:
+            if "error" in message:
+                sys.exit(f"hello was refused: {message['error']['message']}")
+            self.in_flight = message["result"]["in_flight"]
+        return message
 
-    def ask(self, method: str, params: Message) -> Message:
-        self.asked = mine = self.asked + 1
-        self.write({"id": mine, "method": method, "params": params})
-        while (answer := self.read()).get("id") != mine:
+    def call(self, method: str, **params: Any) -> dict:
+        self.asked += 1
+        self.calls = [{"id": self.asked, "method": method, "params": params}]  # a new connection repeats it
+        self.write(*self.calls)
+        while (answer := self.read()).get("id") != self.asked:
             pass
-        return answer
-
-    def call(self, method: str, **params: Any) -> Message:
-        answer = self.steadily(self.ask, method, params)
+        self.calls = []
         if "error" in answer:
             raise Refused(answer["error"]["message"])
         return answer["result"]
@@ -84,54 +68,55 @@ class Channel:
     def serve(self) -> None:
         while True:
             while not self.waiting:
-                self.steadily(self.read)
-            delivery = self.waiting.popleft()
-            if delivery["delivery"] != self.last.get("id"):  # else it crossed the repeated answer
-                self.holding = [delivery["delivery"]]
+                self.read()
+            delivery = self.waiting.pop(0)
+            name = delivery["delivery"]
+            answer = next((a for a in self.answers if a["id"] == name), None)  # there is one if it crossed the repeat
+            if answer is None:
+                self.holding, answer = [name], {"id": name}
                 try:
-                    outcome = {"result": handle(self, delivery)}
+                    answer["result"] = self.handle(delivery, delivery["kind"], delivery["data"], delivery["attempt"])
                 except Refused as refused:
-                    why, more = (*refused.args, {"retry": False})[:2]
-                    outcome = {"error": {"code": -32000, "message": why, "data": more}}
-                self.last, self.holding = {"id": delivery["delivery"], **outcome}, []
-            self.steadily(self.write, self.last)
+                    why, data = (*refused.args, {"retry": False})[:2]
+                    answer["error"] = {"code": -32000, "message": why, "data": data}
+                self.holding, self.answers = [], [*self.answers, answer][-self.in_flight :]
+            self.write(answer)
 
+    def handle(self, delivery: dict, kind: str, data: Any, attempt: int) -> Any:
+        mine = {"delivery": delivery["delivery"]}
+        match kind:
+            case "echo":
+                return data
+            case "describe":
+                return {name: delivery.get(name) for name in TOLD} | ENDS
+            case "forward":
+                return self.call("send", to=data["to"], kind="echoed", data=data, key=kind, **mine)
+            case "question":
+                answer = self.call("ask", to=data["to"], kind="echo", data=data["data"], key=kind, **mine)
+                return {"answer": answer["result"]}
+            case "fail":
+                raise Refused(data["why"])
+            case "again" if attempt == 1:
+                raise Refused("not yet", {"retry": True, "delay": 0})
+            case "again":
+                return {"attempt": attempt}
+            case "progress":
+                self.write({"method": "progress", "params": {**mine, "note": "half"}})
+                return data
+            case "hold":
+                return self.hold(data["started"], data["until"], attempt)
+            case "crash":
+                os._exit(7)
+        raise Refused(f"unknown kind {kind}")
 
-def handle(channel: Channel, delivery: Message) -> Any:
-    data, attempt, mine = delivery["data"], delivery["attempt"], delivery["delivery"]
-    match delivery["kind"]:
-        case "echo":
-            return data
-        case "describe":
-            told = ("kind", "from", "attempt", "message", "conversation", "hop")
-            return {name: delivery.get(name) for name in told} | {"invocation": INVOCATION, "unit": UNIT}
-        case "forward":
-            return channel.call("send", to=data["to"], kind="echoed", data=data, delivery=mine, key="forward")
-        case "question":
-            asked = {"to": data["to"], "kind": "echo", "data": data["data"], "delivery": mine, "key": "question"}
-            return {"answer": channel.call("ask", **asked)["result"]}
-        case "fail":
-            raise Refused(data["why"])
-        case "again" if attempt == 1:
-            raise Refused("not yet", {"retry": True, "delay": 0})
-        case "again":
-            return {"attempt": attempt}
-        case "progress":
-            note = {"method": "progress", "params": {"delivery": mine, "note": "half"}}
-            channel.steadily(channel.write, note)
-            return data
-        case "hold":
-            open(data["started"], "w").close()
-            while not os.path.exists(data["until"]):
-                channel.steadily(channel.read, 0.05)
-            return {"invocation": INVOCATION, "attempt": attempt}
-        case "crash":
-            os._exit(7)
-    raise Refused(f"unknown kind {delivery['kind']}")
+    def hold(self, started: str, until: str, attempt: int) -> dict:
+        open(started, "w").close()
+        while not os.path.exists(until):
+            if select.select([self.sock], [], [], 0.05)[0]:
+                self.read()
+        return {"invocation": ENDS["invocation"], "attempt": attempt}
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    channel = Channel()
-    channel.connect()
-    channel.serve()
+    Channel().serve()

@@ -33,7 +33,7 @@ class World:
         self.router = Client(
             directory / "facts" / "router.sock", "daemon", on_records=self._keep, on_change=lambda _: None
         )
-        self._server = Server(self.daemon, {}, uids=frozenset())
+        self._server = Server(self.daemon, {}, uids=frozenset({os.geteuid()}))
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._agents: list[Agent] = []
