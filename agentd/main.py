@@ -63,6 +63,7 @@ class Daemon:
         self._scrape: scrape.Listener | None = None
         self._new: set[str] = set()
         self._going_down: asyncio.Task[None] | None = None
+        self._supervisor.on_defect = self.fail
 
     def adopt(self) -> None:
         """Take over what lives. From here on the keeper's events find their mailboxes."""
@@ -78,7 +79,7 @@ class Daemon:
         supervisor = self._supervisor
         await self._facts.start(path=self._config.runtime / "facts" / "daemon.sock")
         os.chmod(self._config.runtime / "facts" / "daemon.sock", 0o666)  # noqa: S103 - peers are checked by uid
-        supervisor.links.start()
+        supervisor.listen()
         self._control = await api.serve(self._controller, self._config.runtime / "control.sock")
         await self._listen_for_scrapes()
         if self._keeper.welcome.get("stopping"):
@@ -120,7 +121,13 @@ class Daemon:
 
     def came_up(self, coming: asyncio.Task[None]) -> None:
         """Coming up is over; if it failed, so does the daemon."""
-        if not coming.cancelled() and (error := coming.exception()) is not None and not self.done.done():
+        if not coming.cancelled() and (error := coming.exception()) is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Something of ours broke: end, with the error in the log. Units go on; the next daemon adopts them."""
+        log.logger().error("daemon.failed", exc_info=error)
+        if not self.done.done():
             self.done.set_exception(error)
 
     def lost(self) -> None:

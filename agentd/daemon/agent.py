@@ -61,6 +61,7 @@ class World(Protocol):
     async def spawn(self, agent: Agent, invocation: str) -> Process: ...
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None: ...
     async def kill(self, agent: Agent, invocation: str) -> None: ...
+    def guard(self, task: asyncio.Task[None]) -> None: ...
     async def beat(self, agent: Agent) -> float | None: ...
     def thinking(self, agent: Agent) -> bool: ...
 
@@ -82,6 +83,7 @@ class Agent:
         self._timer: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(self._execute(), name=f"agent {name}")
         self._look: asyncio.Task[None] | None = None
+        world.guard(self._task)
 
     def post(self, event: Event) -> None:
         """Something happened: decide, remember, tell, and have the effects executed."""
@@ -129,6 +131,7 @@ class Agent:
         self._timer = None
         if self.life.phase is Phase.running and self.policy.heartbeat is not None:
             self._look = asyncio.create_task(self._look_and_judge(), name=f"beat {self.name}")
+            self._world.guard(self._look)
         else:
             self.post(Deadline())
 

@@ -47,7 +47,7 @@ def conclusions(unit: Unit, life: Life, router: Json, gateway: Json, now: float)
         events.append(Stop("gateway", _spent(spent)))
     elif spent and unit.budget.on_exhausted == "hold" and life.hold is None and life.wanted:
         events.append(Hold(_spent(spent)))
-    elif not spent and life.hold is not None:
+    elif gateway and not spent and life.hold is not None:  # before it has spoken, silence is no release
         events.append(Release("its budget has room again"))
     late = router.get("overdue")
     if late and late[0] == life.invocation and life.phase is Phase.running:
@@ -77,10 +77,11 @@ class Links:
         self.gateway = self._client(runtime, "gateway")
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Begin to listen."""
+    def start(self) -> list[asyncio.Task[None]]:
+        """Begin to listen; the tasks that do it."""
         for client in (self.router, self.gateway):
             self._tasks.append(asyncio.create_task(client.run(), name="link"))
+        return self._tasks
 
     async def close(self) -> None:
         """Stop listening."""

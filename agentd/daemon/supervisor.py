@@ -48,6 +48,7 @@ class Supervisor:
         self.waiting: dict[str, Asked] = {}
         self.stopping = False
         self.starting = True
+        self.on_defect: Callable[[BaseException], None] = _raise
         self.statuses: dict[str, str] = {}
         self.broken: dict[str, Json] = {}
         """What is wrong with unit files that gave no unit: a finding of each, by name."""
@@ -342,9 +343,25 @@ class Supervisor:
         except AgentdError:
             return  # no keeper: the store has what matters
 
+    def listen(self) -> None:
+        """Begin to hear router and gateway."""
+        for task in self.links.start():
+            self.guard(task)
+
+    def guard(self, task: asyncio.Task[None]) -> None:
+        """A task of supervision that fails is a defect of ours: the daemon ends, and the next one adopts what lives. A
+        supervisor that goes on without one of its parts would be worse."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.on_defect(error)
+
+        task.add_done_callback(ended)
+
     def background(self, work: Any) -> None:
         """Run a coroutine whose result nobody waits for; it ends with the supervisor."""
         task = asyncio.ensure_future(work)
+        self.guard(task)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -364,6 +381,10 @@ class Supervisor:
     def _wake(self) -> None:
         for event in self._watchers:
             event.set()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def settled(agent: Agent) -> bool:
