@@ -7,7 +7,7 @@ The client is a program, started as a child process by the command line that is 
 What the program must do (this is the whole contract):
 
 - It finds `AGENTD_CHANNEL` (path of the socket), `AGENTD_INVOCATION` and `AGENTD_UNIT` in its environment, connects,
-  says hello and serves deliveries one at a time until it gets SIGTERM; then it exits with status 0.
+  says hello and serves deliveries one at a time until it gets SIGTERM; then it exits with status 0 at once.
 - When the connection breaks it connects again (trying for at least 10 seconds, at least every 0.2 seconds) and says
   hello with the delivery that it still works on in `holding`. It repeats the last result that it wrote before.
 - It ignores notifications and fields that it does not know.
@@ -17,7 +17,8 @@ What the program must do (this is the whole contract):
     describe  returns {"kind", "from", "attempt", "message", "conversation", "hop", "invocation", "unit"} of this
               delivery (the last two from its environment)
     forward   sends `data` to the unit data["to"] with kind `echoed`, naming this delivery and the key `forward`;
-              returns the router's result of the send: {"id", "stored", "duplicate"}
+              returns the router's result of the send: {"id", "stored", "duplicate"}; on an error it refuses as
+              `question` does
     question  asks the unit data["to"], kind `echo`, data data["data"], naming this delivery; returns
               {"answer": <the receiver's result>}; when the router answers with an error, it refuses with that
               error's message, without retry

@@ -21,3 +21,12 @@ class TestPlainAgent(ChannelConformance):
     def command(self) -> list[str]:
         """Its command line."""
         return shlex.split(os.environ.get("AGENTD_CHANNEL_AGENT", _PLAIN))
+
+
+class TestSecondClient(ChannelConformance):
+    """The client that was written from CHANNEL.md alone."""
+
+    @pytest.fixture
+    def command(self) -> list[str]:
+        """Its command line."""
+        return [sys.executable, str(Path(__file__).with_name("second_client.py"))]

@@ -36,7 +36,7 @@ async def test_handed_over_listener_and_secret(short_dir: Path) -> None:
     nats.start()
     (short_dir / "facts").mkdir()
     daemon = Facts("daemon")
-    server = Server(daemon, {}, uids=frozenset())
+    server = Server(daemon, {}, uids=frozenset({os.geteuid()}))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(short_dir / "facts" / "router.sock"))
     listener.listen()
@@ -46,7 +46,8 @@ async def test_handed_over_listener_and_secret(short_dir: Path) -> None:
     notices.bind(str(short_dir / "notify"))
     notices.setblocking(False)
     config = short_dir / "router.json"
-    settings = {"runtime": str(short_dir), "nats": {"url": nats.url, "user": "router", "secret": "bus"}}
+    bus = {"url": nats.url, "user": "router", "secret": "bus"}
+    settings = {"runtime": str(short_dir), "uids": [os.geteuid()], "nats": bus}
     config.write_text(json.dumps(settings))
     command = [sys.executable, "-c", _LAUNCH, str(listener.fileno()), str(secret), str(config)]
     process = await asyncio.create_subprocess_exec(
