@@ -111,7 +111,7 @@ class Fleet:
         """Ctrl-C, then a check that nothing is left. Raises Broken if something is."""
         process, self.process = self.process, None
         if process is not None:
-            pids = self._pids() if process.poll() is None else []
+            pids = self._pids() if process.poll() is None and self.answers() else []
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
             try:

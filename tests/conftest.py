@@ -10,6 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleet import shared_stage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stage() -> Iterator[None]:
+    """One staged Python environment for the fleets of this run."""
+    with shared_stage():
+        yield
+
 
 @pytest.fixture
 def short_dir() -> Iterator[Path]:

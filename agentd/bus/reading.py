@@ -14,7 +14,12 @@ from agentd.bus.connection import REQUEST_TIMEOUT, Connection
 from agentd.errors import BusUnavailable
 
 _BATCH = 256
+_PAUSE = 0.02
 _tokens = itertools.count(1)
+
+
+class _Unserved(BusUnavailable):
+    """Nobody answers for the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,21 @@ async def get(connection: Connection, stream: str, seq: int) -> Record | None:
 
 
 async def _ask(connection: Connection, stream: str, request: dict[str, Any]) -> list[Record]:
-    """One batch: the server sends messages and ends with a status line, or one message if no batch was asked."""
+    """One batch. A server that has just made or restored a stream serves it a moment later, and nothing tells when."""
+    clock = asyncio.get_running_loop().time
+    end, pause = clock() + REQUEST_TIMEOUT, _PAUSE
+    while True:
+        try:
+            return await _batch(connection, stream, request)
+        except _Unserved:
+            if clock() + pause > end:
+                raise
+        await asyncio.sleep(pause)
+        pause *= 2
+
+
+async def _batch(connection: Connection, stream: str, request: dict[str, Any]) -> list[Record]:
+    """One attempt: the server sends messages and ends with a status line, or one message if no batch was asked."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     records: list[Record] = []
     single = "batch" not in request and "multi_last" not in request
@@ -69,7 +88,10 @@ async def _ask(connection: Connection, stream: str, request: dict[str, Any]) -> 
         if status in ("204", "404"):
             done.set_result(None)
         else:
-            done.set_exception(BusUnavailable(f"bus: reading {stream}: {status} {text}"))
+            unserved = status == "503"
+            what = "nobody serves it" if unserved else text
+            error = _Unserved if unserved else BusUnavailable
+            done.set_exception(error(f"bus: reading {stream}: {status} {what}"))
 
     inbox = f"{connection.inbox}.get{next(_tokens)}"
     subscription = await connection.subscribe(inbox, arrived)

@@ -22,7 +22,7 @@ Check = dict[str, Any]
 _VERDICTS: dict[bool | None, tuple[str, Tone]] = {
     True: ("ok", ""),
     False: ("missing", "red"),
-    None: ("unsure", "yellow"),
+    None: ("weaker", "yellow"),
 }
 
 
@@ -47,15 +47,17 @@ def doctor(ctx: typer.Context, json: JsonFlag = False) -> None:
 
 def _screen(checks: list[Check]) -> list[str]:
     colour, width = paint.coloured(), paint.width()
-    rows: list[list[Cell | str]] = [[line(c["name"]), Cell(*_VERDICTS[c["ok"]]), line(c["text"])] for c in checks]
-    lines = plain_table(("CHECK", "", "FOUND"), rows, 10_000, colour)
-    indent = max(len("CHECK"), *(paint.cells(line(c["name"])) for c in checks)) + 2
-    out = [lines[0]]
-    for check, text in zip(checks, lines[1:], strict=True):
-        out.append(text)
+    rows: list[list[Cell | str]] = []
+    names = max(len("CHECK"), *(paint.cells(line(c["name"])) for c in checks))
+    verdicts = max(len(_VERDICTS[c["ok"]][0]) for c in checks)
+    room = max(20, width - names - verdicts - 4)
+    for check in checks:
+        first, *more = paint.wrapped(line(check["text"]), room, "")
         if check.get("hint") and check["ok"] is not True:
-            out += [" " * indent + part for part in paint.wrapped(line(check["hint"]), width - indent, "")]
-    return out
+            more += paint.wrapped(line(check["hint"]), room, "")
+        rows.append([line(check["name"]), Cell(*_VERDICTS[check["ok"]]), first])
+        rows += [["", "", part] for part in more]
+    return plain_table(("CHECK", "", "FOUND"), rows, 10_000, colour)
 
 
 def _without_daemon(error: DaemonUnreachable) -> list[Check]:

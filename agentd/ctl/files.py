@@ -141,11 +141,29 @@ def _text(path: Path) -> str:
 def _print_findings(findings: list[Json]) -> None:
     """Errors first; each with its place, what is wrong, and what to do."""
     colour = paint.coloured()
-    for finding in sorted(findings, key=lambda f: f["severity"] != "error"):
+    for finding in sorted(_once(findings), key=lambda f: f["severity"] != "error"):
         wrong = finding["severity"] == "error"
         print(f"{paint.paint(finding['severity'], 'red' if wrong else 'yellow', colour)}  {_where(finding)}")
         if finding.get("hint"):
             print(f"{' ' * len(finding['severity'])}  {line(finding['hint'])}")
+
+
+def _once(findings: list[Json]) -> list[Json]:
+    """A warning that has no line and is the same for several files is of this host, not of them: it is told once."""
+    same: dict[str, list[Json]] = {}
+    for number, finding in enumerate(findings):
+        own = finding["severity"] == "error" or finding.get("line") is not None
+        same.setdefault(f"{number}" if own else f"warning {_bare(finding)}", []).append(finding)
+    return [group[0] if len(group) == 1 else _of_all(group) for group in same.values()]
+
+
+def _bare(finding: Json) -> str:
+    """Its message without the file."""
+    return str(finding["message"]).removeprefix(f"{finding.get('file')}:").strip()
+
+
+def _of_all(group: list[Json]) -> Json:
+    return {**group[0], "file": _plural(len(group), "file"), "key": None, "message": _bare(group[0])}
 
 
 def _where(finding: Json) -> str:
@@ -168,8 +186,9 @@ def _near(file: str) -> str:
 
 
 def _verdict(answer: Json, files: int) -> str:
-    errors = sum(f["severity"] == "error" for f in answer["findings"])
-    warnings = len(answer["findings"]) - errors
+    findings = _once(answer["findings"])
+    errors = sum(f["severity"] == "error" for f in findings)
+    warnings = len(findings) - errors
     parts = [_plural(files, "file")] + [_plural(n, word) for n, word in ((errors, "error"), (warnings, "warning")) if n]
     return ", ".join(parts) if len(parts) > 1 else f"{parts[0]}: all well"
 

@@ -167,7 +167,8 @@ def _notes(answer: Json, width: int, colour: bool) -> list[str]:
     for unit in answer["units"]:
         for item in unit.get("warnings") or ():
             shared.setdefault(figures.warning(item), []).append(unit["name"])
-    notes += [(f"{_names(names)}: {text}", "yellow") for text, names in shared.items()]
+    active = {unit["name"] for unit in answer["units"] if unit.get("pid") is not None}
+    notes += [(f"{_whose(names, active)}: {text}", "yellow") for text, names in shared.items()]
     lines = []
     for text, tone in notes:
         first, *more = wrapped(text, width - 2, "")
@@ -180,5 +181,8 @@ def _broken(item: Json) -> str:
     return message if not file or message.startswith(file) else f"{file}: {message}"
 
 
-def _names(names: list[str]) -> str:
+def _whose(names: list[str], active: set[str]) -> str:
+    """Who has a warning: what all have that run is said of the fleet."""
+    if len(names) > 3 and active <= set(names):
+        return "all units"
     return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"

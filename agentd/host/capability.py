@@ -57,8 +57,12 @@ class Capabilities:
 
     @property
     def why_not(self) -> str:
-        """Why the level ``cgroup`` cannot be had, in words."""
-        return "; ".join(dict.fromkeys(self.missing[name] for name in NEEDED if name in self.missing))
+        """Why the level ``cgroup`` cannot be had, in words; ``missing`` has each path."""
+        reasons = dict.fromkeys(self.missing[name] for name in NEEDED if name in self.missing)
+        closed = _not_ours(self.uid)
+        if len(reasons) > 1 and all(reason.endswith(closed) for reason in reasons):
+            return f"cgroups are {closed}"
+        return "; ".join(reasons)
 
 
 def fleet(runtime: Path) -> str:
@@ -150,8 +154,12 @@ def _closed(directory: Path, uid: int, *files: str) -> str | None:
         if not os.access(path, os.W_OK, effective_ids=True):
             if uid == 0:
                 return f"{path} is not writable (mounted read-only?)"
-            return f"{path} is not writable by uid {uid} (unit needs Delegate=yes)"
+            return f"{path} is {_not_ours(uid)}"
     return None
+
+
+def _not_ours(uid: int) -> str:
+    return f"not writable by uid {uid} (agentd needs root or Delegate=yes)"
 
 
 def _mounts(file: Path) -> list[Mount]:

@@ -16,7 +16,7 @@ from typing import Any
 from agentd.errors import AgentdError, HostCannot, UnitFileError
 from agentd.host import capability, environment
 from agentd.host.identity import Account
-from agentd.host.limits import Level, cgroups, isolate, open_files
+from agentd.host.limits import Level, cgroups, isolate, open_files, weaker
 from agentd.host.place import Place, make_directory
 from agentd.host.program import closed_error, find, first_closed, search_path
 from agentd.host.reach import EXECUTE
@@ -144,7 +144,7 @@ def compile_system(system: System, invocation: str, place: Place) -> Compiled:
         listeners=system.listeners,
         fds=tuple(system.secrets),
     )
-    warnings = () if level == "cgroup" else (f"isolation level rlimit: {place.capabilities.why_not}",)
+    warnings = () if level == "cgroup" else (weaker(place.capabilities),)
     return Compiled(plan, _memfds(system.secrets), level, warnings)
 
 

@@ -56,14 +56,14 @@ def _level(place: Place) -> Check:
         return Check("isolation", True, f"level cgroup ({found.mode}): limits of memory, cpu and processes hold")
     if found.cgroup:
         return Check("isolation", None, f"level cgroup without cpu limits: {found.missing['cpu']}", DELEGATE)
-    return Check("isolation", None, f"level rlimit only, no memory limit holds: {found.why_not}", DELEGATE)
+    return Check("isolation", None, f"level rlimit: no limit of memory, cpu or processes holds, as {found.why_not}")
 
 
 def _kill(place: Place) -> Check:
     found = place.capabilities
     if "kill" not in found.parents:
-        hint = f"Trees are killed by walking /proc instead. {DELEGATE}"
-        return Check("tree kill", None, f"no cgroup to kill by: {found.missing['kill']}", hint)
+        text = "no cgroup to kill by: a unit's processes are found in /proc, by ancestry and environment"
+        return Check("tree kill", None, text, "A process that detaches and clears its environment can escape.")
     try:
         with _probe(found, ("kill",)) as groups, _child(["sleep", "60"], groups) as child:
             (groups["kill"] / "cgroup.kill").write_text("1")
@@ -78,7 +78,7 @@ def _kill(place: Place) -> Check:
 def _memory(place: Place) -> Check:
     found = place.capabilities
     if not found.cgroup:
-        return Check("memory limit", None, f"cannot be enforced: {found.why_not}", DELEGATE)
+        return Check("memory limit", None, "none at level rlimit: a unit that asks for one is refused")
     hog = [sys.executable, "-I", "-S", "-c", "input(); x = bytearray(96 << 20); x[::4096] = b'x' * (96 << 8)"]
     limit = "memory.max" if found.mode == "v2" else "memory.limit_in_bytes"
     try:

@@ -56,9 +56,12 @@ def _level(unit: Unit, capabilities: Capabilities) -> tuple[Level, tuple[str, ..
         return named, ()
     if capabilities.cgroup:
         return "cgroup", ()
-    return "rlimit", (
-        f"isolation level rlimit instead of cgroup, so no memory or process limit holds: {capabilities.why_not}",
-    )
+    return "rlimit", (weaker(capabilities),)
+
+
+def weaker(capabilities: Capabilities) -> str:
+    """The warning of what runs at level rlimit for want of a cgroup. One text for all, so that it is told once."""
+    return f"isolation level rlimit instead of cgroup, so no memory or process limit holds: {capabilities.why_not}"
 
 
 def _refuse_unenforceable(unit: Unit, level: Level, capabilities: Capabilities) -> None:
@@ -70,9 +73,10 @@ def _refuse_unenforceable(unit: Unit, level: Level, capabilities: Capabilities) 
     for controller, value in asked.items():
         if value is None or (level == "cgroup" and controller in capabilities.parents):
             continue
-        why = capabilities.missing.get(controller) or (
-            capabilities.why_not if unit.isolation.level is None else f"only a cgroup can, and the level is {level}"
-        )
+        if unit.isolation.level not in (None, "cgroup"):
+            why = f"only a cgroup can, and the level is {level}"
+        else:
+            why = capabilities.missing.get(controller) or capabilities.why_not
         raise HostCannot(
             f"{_place(unit)}[limits] {controller} = {value}: this limit cannot be enforced: {why}",
             hint=f"Drop the {controller} limit, or let the unit have the level cgroup"

@@ -122,7 +122,8 @@ class Stage:
     """The stages of one fleet, below one directory."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        # A stage names itself in its files, and processes name it by the real path: it may be a link to another disk.
+        self.directory = Path(os.path.realpath(directory))
         self._fresh: dict[Interpreter, tuple[float, Path]] = {}
 
     def translate(self, path: Path, python: Interpreter) -> Path:

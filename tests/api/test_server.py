@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -116,7 +116,8 @@ async def test_the_actor_is_the_peer_and_its_reason(client: httpx.AsyncClient, f
     await client.post("/v1/units/writer/stop", headers={b"X-Agentd-Reason": "too l\u00f6ud".encode()})
     await client.post("/v1/units/writer/stop", headers={b"X-Agentd-Reason": b"\xff" + b"x" * 1000})
     first, second = fleet.actors
-    assert first == Actor(getpass.getuser(), os.getpid(), "too l\u00f6ud")
+    names = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
+    assert first == Actor(names.get(os.getuid(), f"uid {os.getuid()}"), os.getpid(), "too l\u00f6ud")
     assert second.reason == "?" + "x" * 499
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.bus import topology
+from agentd.bus import reading, topology
 from agentd.bus.connection import Connection
 from agentd.bus.inbox import Arrival, Inbox
 from agentd.bus.letters import Letters
@@ -182,3 +182,19 @@ async def test_declaring_again_is_harmless_and_adapts_bounds(connection: Connect
     info = await connection.api(f"STREAM.INFO.{topology.MESSAGES}")
     assert info["config"]["max_bytes"] == 1 << 20
     assert not any(info["config"].get(f) for f in ("allow_rollup_hdrs", "allow_msg_ttl", "allow_msg_schedules"))
+
+
+async def test_a_stream_that_is_not_served_yet_is_asked_again(nats: NatsServer) -> None:
+    """Reading waits a moment for a stream that is being made; one that is nobody's is named as such."""
+    connection = Connection(nats.url, user="router", password=PASSWORD)
+    await connection.start()
+    try:
+        early = asyncio.create_task(reading.get(connection, topology.DEAD, 1))
+        await asyncio.wait({early}, timeout=0.05)
+        assert not early.done()
+        await topology.declare(connection, topology.Bounds())
+        assert await early is None
+        with pytest.raises(BusUnavailable, match="reading NOBODYS: 503 nobody serves it"):
+            await reading.get(connection, "NOBODYS", 1)
+    finally:
+        await connection.close()

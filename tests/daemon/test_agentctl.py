@@ -103,9 +103,8 @@ def ctl() -> Iterator[Ctl]:
     base = Path(tempfile.mkdtemp(prefix="ad", dir="/tmp"))
     base.chmod(0o711)
     ctl = Ctl(base)
-    screen = ctl("up", *ctl.paths)
-    assert "export AGENTD_SOCKET=" in screen
     try:
+        assert "export AGENTD_SOCKET=" in ctl("up", *ctl.paths)
         yield ctl
         before = ctl.fleet.status()
         pids = [unit["pid"] for unit in before["units"] if unit["pid"]]
@@ -146,13 +145,13 @@ def test_status_and_list_show_every_unit(ctl: Ctl) -> None:
 
 
 def test_run_starts_a_metered_unit_with_no_file(ctl: Ctl) -> None:
-    """``run --budget 50k/day`` gives a transient unit its budget; what it prints is in its log; ``remove`` forgets it."""
+    """``run --budget 50k/day`` gives a unit without a file its budget and its log; ``remove`` forgets it."""
     said = ctl("run", "--name", "job", "--budget", "50k/day", "--", "sh", "-c", "echo first; exec sleep 1000")
     assert "job: running" in said
     assert ctl.fleet.unit("job")["file"] is None
     scope = next(s for s in ctl.json("budget", "show", "job")["scopes"] if s["scope"] == "unit/job")
     assert (scope["limit"], scope["window"]) == (50_000, "day")
-    wait_until(lambda: ctl("logs", "job") == "first\n", 5)
+    wait_until(lambda: ctl("logs", "job") == "first\n", 15)
     assert ctl("remove", "job") == "job: removed\n"
     ctl("status", "job", code=4)
     made = ctl.json("run", "--name", "job", "--", "sleep", "1000")
@@ -163,10 +162,10 @@ def test_run_starts_a_metered_unit_with_no_file(ctl: Ctl) -> None:
 
 def test_logs_follow_until_the_reader_leaves(ctl: Ctl) -> None:
     """``logs -f`` prints the last lines, then what comes, also in JSON; Ctrl-C ends it with 130."""
-    program = "echo old; while read -r x < fifo; do echo new $x; done"
+    program = "exec 3<>fifo; echo old; while read -r x <&3; do echo new $x; done"
     ctl("run", "--name", "talker", "--", "sh", "-c", f"mkfifo fifo; {program}")
     fifo = ctl.fleet.state / "home" / "talker" / "fifo"
-    wait_until(lambda: ctl("logs", "talker") == "old\n", 5)
+    wait_until(lambda: ctl("logs", "talker") == "old\n", 15)
     lines = ["old", *(f"new {number}" for number in (1, 2))]
     for flags, wanted in (((), lines[:2]), (("--json",), [json.dumps({"line": text}) for text in lines])):
         argv = ctl.argv("logs", "-f", *flags, "talker")
@@ -185,11 +184,12 @@ def test_send_and_wait_gives_the_units_answer(ctl: Ctl) -> None:
     """``send --wait`` prints what the handler returned; without it, that the message is stored."""
     assert json.loads(ctl("send", "echo", "echo", '{"n": 1}', "--wait"))["heard"] == {"n": 1}
     answer = ctl.json("send", "echo", "echo", '{"n": 2}', "--wait", "20", "--conversation", "mine")
-    assert answer["stored"] is True and answer["result"]["heard"] == {"n": 2}
+    assert answer["stored"] is True
+    assert answer["result"]["heard"] == {"n": 2}
     assert ctl("send", "echo", "echo", '{"n": 3}').startswith("stored for echo")
     twice = [ctl.json("send", "echo", "echo", "{}", "--id", "only-once")["id"] for _ in range(2)]
     assert twice[0] == twice[1]
-    wait_until(lambda: "{'n': 3}" in ctl("logs", "echo"), 5)
+    wait_until(lambda: "{'n': 3}" in ctl("logs", "echo"), 15)
 
 
 def test_kill_restart_stop_start(ctl: Ctl) -> None:
@@ -219,7 +219,8 @@ def test_deploy_restarts_what_changed_and_nothing_else(ctl: Ctl, tmp_path: Path)
     still = ctl.fleet.units / "still.toml"
     still.write_text(SLEEPER.replace("1000", "1001"))
     answer = ctl.json("deploy", str(ctl.fleet.units))
-    assert answer["restarted"] == ["still"] and sorted(answer["unchanged"]) == ["echo", "other"]
+    assert answer["restarted"] == ["still"]
+    assert sorted(answer["unchanged"]) == ["echo", "other"]
     wait_until(lambda: ctl.fleet.unit("still")["pid"] not in (None, before["still"]), 10)
     assert {name: ctl.pid(name) for name in ("echo", "other")} == {name: before[name] for name in ("echo", "other")}
     assert Path(f"/proc/{ctl.pid('still')}/cmdline").read_bytes() == b"sleep\x001001\0"
@@ -230,24 +231,34 @@ def test_deploy_restarts_what_changed_and_nothing_else(ctl: Ctl, tmp_path: Path)
     kept = ctl.pid("fresh")
     fresh.write_text(SLEEPER + "[limits]\nmemroy = '1G'\n")
     assert "did you mean" in ctl("deploy", str(fresh), code=2).lower()
-    assert (ctl.fleet.units / "fresh.toml").read_text() == SLEEPER and ctl.pid("fresh") == kept
+    assert (ctl.fleet.units / "fresh.toml").read_text() == SLEEPER
+    assert ctl.pid("fresh") == kept
     assert ctl("remove", "fresh") == "fresh: removed\n"
     assert not (ctl.fleet.units / "fresh.toml").exists()
 
 
 def test_check_and_explain(ctl: Ctl, tmp_path: Path) -> None:
     """``check`` ends with 2 and names file, line and key; ``explain`` tells value, source and meaning."""
-    assert "all well" in ctl("check", str(ctl.fleet.units))
-    assert ctl.json("check", str(ctl.fleet.units))["findings"] == []
+    said = ctl("check", str(ctl.fleet.units))
+    found = ctl.json("check", str(ctl.fleet.units))["findings"]
+    if ctl.fleet.unit("echo")["level"] == "cgroup":
+        assert found == []
+        assert "all well" in said
+    else:  # this host's weakness, not the files': told once
+        assert {finding["key"] for finding in found} == {"isolation.level"}
+        assert said.count("isolation level rlimit instead of cgroup") == 1
     bad = tmp_path / "bad.toml"
     bad.write_text(SLEEPER + "[budget]\ntokns = '1k/day'\n")
     assert "bad.toml:4" in ctl("check", str(bad), code=2)
     finding = ctl.json("check", str(bad), code=2)["findings"][0]
-    assert (finding["line"], finding["severity"]) == (4, "error") and "tokns" in finding["message"]
+    assert (finding["line"], finding["severity"]) == (4, "error")
+    assert "tokns" in finding["message"]
     told = ctl("explain", "echo")
-    assert 'type = "notify"  (from the file; default "simple")' in told and "[budget]" in told
+    assert 'type = "notify"  (from the file; default "simple")' in told
+    assert "[budget]" in told
     explained = ctl.json("explain", "echo")
-    assert explained["argv"] == ["python", "echo.py"] and explained["level"] in ("cgroup", "rlimit", "none")
+    assert explained["argv"] == ["python", "echo.py"]
+    assert explained["level"] in ("cgroup", "rlimit", "none")
     ctl("explain", "nobody", code=4)
 
 
@@ -258,7 +269,8 @@ def test_a_dead_letter_is_listed_shown_and_replayed(ctl: Ctl) -> None:
     ctl.fleet.wait("echo", inbox={"dead": 1})
     assert "I will not have this" in ctl("dlq", "list")
     letters = ctl.json("dlq", "list", "--unit", "echo")["letters"]
-    assert len(letters) == 1 and letters[0]["message"] == sent
+    assert len(letters) == 1
+    assert letters[0]["message"] == sent
     ident = letters[0]["id"]
     assert '"why": "test"' in ctl("dlq", "show", ident)
     assert ctl.json("dlq", "show", ident)["data"] == {"why": "test"}
@@ -284,7 +296,7 @@ def test_budget_show_raise_reset(ctl: Ctl) -> None:
     assert ctl.json("budget", "reset", "still")["used"] == 0
     ctl("budget", "raise", "still", "many", code=2)
     ctl("budget", "raise", "nobody", "1k", code=4)
-    wait_until(lambda: "a good cause" in ctl("journal", "--kind", "budget", "--unit", "still"), 5)
+    wait_until(lambda: "a good cause" in ctl("journal", "--kind", "budget", "--unit", "still"), 15)
 
 
 def test_the_journal_tells_who_did_what_and_why(ctl: Ctl) -> None:
@@ -293,14 +305,16 @@ def test_the_journal_tells_who_did_what_and_why(ctl: Ctl) -> None:
     assert "spring cleaning" in ctl("journal", "--unit", "other")
     records = ctl.json("journal", "--unit", "other", "--since", "1h", "-n", "100")["records"]
     stopped = next(r for r in records if "spring cleaning" in (r["reason"] or ""))
-    assert stopped["unit"] == "other" and stopped["actor"]
+    assert stopped["unit"] == "other"
+    assert stopped["actor"]
     ctl("journal", "--since", "sometime", code=2)
 
 
 def test_doctor_looks_at_this_host(ctl: Ctl) -> None:
     """Every check has a name and a text, and those that fail say what to do."""
     checks = ctl.json("doctor")["checks"]
-    assert len(checks) >= 5 and all(check["name"] and check["text"] for check in checks)
+    assert len(checks) >= 5
+    assert all(check["name"] and check["text"] for check in checks)
     assert all(check["hint"] for check in checks if check["ok"] is False)
     assert all(check["name"] in ctl("doctor") for check in checks)
 
@@ -309,7 +323,8 @@ def test_exit_codes_of_bad_requests(ctl: Ctl) -> None:
     """2 usage, 4 no such unit, 5 nobody there, each as a sentence on stderr or as JSON on stdout."""
     for verb in ("start", "stop", "restart", "kill", "remove", "logs"):
         code, out, err = ctl.end(verb, "nobody")
-        assert (code, out) == (4, "") and "nobody" in err, (verb, code, out, err)
+        assert (code, out) == (4, ""), (verb, err)
+        assert "nobody" in err
         assert ctl.json(verb, "nobody", code=4)["error"]["code"] == "no_such_unit"
     assert ctl.json("send", "nobody", "x", "{}", code=4)["error"]["code"] == "no_such_unit"
     ctl("send", "echo", "x", "{not json", code=2)

@@ -26,7 +26,8 @@ def house() -> Iterator[Fleet]:
         base.chmod(0o711)
         text = examples(base, ["runaway"], "dry-run-long")["runaway"].replace("20k/day", f"{LIMIT}/day")
         text = text.replace('workdir = "../agents"', f'workdir = "{base / "agents"}"')
-        assert 'on_exhausted = "hold"' in text and f"{LIMIT}/day" in text
+        assert 'on_exhausted = "hold"' in text
+        assert f"{LIMIT}/day" in text
         units = {how: text.replace('"hold"', f'"{how}"') for how in ("hold", "refuse", "stop")}
         with fleet(base, {**units, "lasting": text}) as running:
             yield running
@@ -73,17 +74,20 @@ class Watch:
         """Hardly anything is left, and it was never too much."""
         scope = self.budget()
         allowed = scope["limit"] + (scope["raised"] or 0)
-        assert allowed - 400 <= scope["used"] <= allowed and scope["held"] == 0
+        assert allowed - 400 <= scope["used"] <= allowed
+        assert scope["held"] == 0
 
 
 def test_hold_takes_the_message_back_and_a_raise_brings_both_back(house: Fleet) -> None:
-    """``held``: the process is gone, the message waits with no attempt counted; after the raise it is delivered again."""
+    """``held``: the process is gone, the message waits, no attempt counted; after the raise it is delivered again."""
     watch = Watch(house, "hold")
     first = watch.until(state="running")
     sent = watch.go("hold")
     held = watch.until(state="held", pid=None, inbox={"pending": 1, "held": 0, "dead": 0})
-    assert held["failures"] == 0 and held["holding"] is None
-    assert "budget used up" in held["reason"] and held["next"] is not None
+    assert held["failures"] == 0
+    assert held["holding"] is None
+    assert "budget used up" in held["reason"]
+    assert held["next"] is not None
     watch.spent_up()
     delivered = [r for r in house.records(unit="hold", kind="message.delivered") if r["message"] == sent]
     assert [r["detail"]["attempt"] for r in delivered] == [1]
@@ -106,7 +110,7 @@ def test_a_held_units_message_is_finished_after_the_raise(house: Fleet) -> None:
     watch.until(state="held", pid=None, inbox={"pending": 1, "held": 0})
     house.post("/v1/budget/lasting/raise", {"tokens": 20 * LIMIT})
     watch.until(state="running", inbox={"pending": 0, "held": 0, "dead": 0}, activity="idle")
-    wait_until(lambda: watch.kinds(sent)[-1:] == ["message.done"], 5, f"{watch.kinds(sent)}")
+    wait_until(lambda: watch.kinds(sent)[-1:] == ["message.done"], 15, f"{watch.kinds(sent)}")
     house.post("/v1/budget/lasting/reset")
 
 
@@ -120,10 +124,6 @@ def test_held_is_held_also_for_the_next_daemon(house: Fleet) -> None:
     wait_until(lambda: matches(house.unit("gateway"), {"state": "running", "ready": True}), 10, "the gateway is known")
     wait_until(lambda: house.unit("lasting")["tokens"], 10, "the gateway has told of its budgets")
     after = house.unit("lasting")
-    if after["state"] != "held":
-        for r in house.get("/v1/journal?limit=300&unit=lasting")["records"][-40:]:
-            print(r["at"], r["kind"], r["invocation"], r["reason"], r["source"])
-        print(house.tail())
     assert (after["state"], after["pid"], after["invocation"]) == ("held", None, held["invocation"]), after
     gateway = house.unit("gateway")["pid"]
     house.kill(gateway)
@@ -148,13 +148,12 @@ def test_refuse_answers_402_at_once_and_the_unit_goes_on(house: Fleet) -> None:
     watch.spent_up()
     after = house.unit("refuse")
     assert (after["state"], after["pid"], after["restarts"]) == ("running", before["pid"], 0), after
-    refused = house.records(unit="refuse", kind="message.refused")
-    wait_until(lambda: house.records(unit="refuse", kind="message.refused"), 5, f"the handler failed: {refused}")
+    wait_until(lambda: house.records(unit="refuse", kind="message.refused"), 15, "the handler failed")
     assert not house.records(unit="refuse", kind="unit.held")
 
 
 def test_stop_stops_it_for_good(house: Fleet) -> None:
-    """``inactive`` with the reason; a raise alone does not start it, an operator does, and its message is still there."""
+    """``inactive`` with the reason; a raise alone does not start it, an operator does, and its message is there."""
     watch = Watch(house, "stop")
     watch.until(state="running")
     sent = watch.go("stop", calls=12)
@@ -162,7 +161,7 @@ def test_stop_stops_it_for_good(house: Fleet) -> None:
     assert "budget used up" in stopped["reason"]
     watch.spent_up()
     house.post("/v1/budget/stop/raise", {"tokens": 20 * LIMIT})
-    wait_until(lambda: house.records(unit="stop", kind="budget.raised"), 5, "the raise is in the journal")
+    wait_until(lambda: house.records(unit="stop", kind="budget.raised"), 15, "the raise is in the journal")
     assert house.unit("stop")["state"] == "inactive"
     house.post("/v1/units/stop/start")
     wait_until(lambda: watch.kinds(sent)[-1:] == ["message.done"], 15, f"{watch.kinds(sent)}")

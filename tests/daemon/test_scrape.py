@@ -40,7 +40,8 @@ Labels = tuple[tuple[str, str], ...]
 def scrape(house: Fleet) -> dict[tuple[str, Labels], float]:
     """Each sample of the page by name and labels. Fails if the page does not parse or says something twice."""
     answer = httpx.get(f"http://{house.status()['agentd']['metrics']}/metrics")
-    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
     found: dict[tuple[str, Labels], float] = {}
     families = list(text_string_to_metric_families(answer.text))
     assert len({family.name for family in families}) == len(families)
@@ -68,8 +69,8 @@ def test_one_page_tells_of_the_daemon_the_router_and_the_gateway(short_dir: Path
         message = {"to": "caller", "kind": "think", "data": {}, "wait": 20}
         tokens = house.post("/v1/send", message)["result"]
         house.post("/v1/units/off/stop")
-        wait_until(lambda: total(scrape(house), "agentd_tokens_total", unit="caller") > 0, 5, "the gateway's numbers")
-        wait_until(lambda: total(scrape(house), "agentd_messages_done_total", unit="caller") == 1, 5, "the router's")
+        wait_until(lambda: total(scrape(house), "agentd_tokens_total", unit="caller") > 0, 15, "the gateway's numbers")
+        wait_until(lambda: total(scrape(house), "agentd_messages_done_total", unit="caller") == 1, 15, "the router's")
         page = scrape(house)
         assert total(page, "agentd_unit_state", unit="caller", state="running") == 1
         assert total(page, "agentd_unit_state", unit="off", state="inactive") == 1

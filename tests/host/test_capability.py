@@ -95,7 +95,7 @@ def test_what_is_not_writable_is_named_with_uid_and_remedy(
         here = capability.probe(short_dir)
     path = short_dir / "cgroup/system.slice/x"
     assert not found.cgroup
-    assert found.why_not == f"{path} is not writable by uid 69999 (unit needs Delegate=yes)"
+    assert found.why_not == f"{path} is not writable by uid 69999 (agentd needs root or Delegate=yes)"
     assert not here.cgroup
     assert not here.can_switch_user
 
