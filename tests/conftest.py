@@ -29,6 +29,14 @@ def short_dir() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=False)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A directory of its own for this run's tmp_path, removed after it: pytest itself would keep three in /tmp."""
+    if config.option.basetemp is None:
+        config.option.basetemp = tempfile.mkdtemp(prefix="ad", dir="/tmp")
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs root when we are not."""
     if os.geteuid() == 0:

@@ -26,6 +26,8 @@ _NANO = 1_000_000_000
 _ACK_WAIT = 30 * 86400
 _BIND_POLL = 0.005
 _BIND_TIMEOUT = 5.0
+_UNBIND_PATIENCE = 1.0
+_UNBIND_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,17 @@ class Inbox:
         self._arrived = arrived
         self._name = f"in-{unit}"
         self._subscription: Subscription | None = None
+        self._leaving = False
 
     @property
     def bound(self) -> bool:
         """Whether we asked for messages."""
-        return self._subscription is not None
+        return self._subscription is not None and not self._leaving
+
+    @property
+    def idle(self) -> bool:
+        """Whether the server knows that we ask for none; an ``unbind`` that failed is to be repeated."""
+        return self._subscription is None and not self._leaving
 
     async def declare(self, in_flight: int) -> None:
         """Create the consumer, or change how much may be held at once. Repeating it is harmless."""
@@ -89,18 +97,34 @@ class Inbox:
 
     async def bind(self) -> None:
         """Ask for messages; returns when the server counts us as interested."""
-        if self._subscription is None:
-            self._subscription = await self._connection.subscribe(deliver_subject(self._unit), self._pushed)
+        await self._subscribe()
+        self._leaving = False
         await self._connection.ping()
         await self._until(bound=True)
 
     async def unbind(self) -> None:
-        """Ask for no more; returns when the server knows it for sure."""
-        if self._subscription is None:
+        """Ask for no more; returns when the server knows it for sure.
+
+        A server under load was seen to miss that interest had gone, for good. It is then shown interest once more, so
+        that there is something new to notice; what it pushes in that moment arrives like anything else.
+        """
+        if self.idle:
             return
-        await self._connection.unsubscribe(self._subscription)
-        self._subscription = None
-        await self._until(bound=False)
+        self._leaving = True
+        for _ in range(_UNBIND_TRIES):
+            if self._subscription is not None:
+                await self._connection.unsubscribe(self._subscription)
+                self._subscription = None
+            if await self._noticed(bound=False, within=_UNBIND_PATIENCE):
+                self._leaving = False
+                return
+            await self._subscribe()
+            await self._connection.ping()
+        raise self._unnoticed()
+
+    async def _subscribe(self) -> None:
+        if self._subscription is None:
+            self._subscription = await self._connection.subscribe(deliver_subject(self._unit), self._pushed)
 
     async def ack(self, reply: str) -> None:
         """The message is done. Not confirmed; ``standing`` and a repeat make sure."""
@@ -154,12 +178,20 @@ class Inbox:
             self._arrived(Arrival(seq, message.reply, message.data))
 
     async def _until(self, *, bound: bool) -> None:
-        """The server tells of interest only when asked, so ask until it is so."""
-        end = asyncio.get_running_loop().time() + _BIND_TIMEOUT
+        if not await self._noticed(bound=bound, within=_BIND_TIMEOUT):
+            raise self._unnoticed()
+
+    async def _noticed(self, *, bound: bool, within: float) -> bool:
+        """The server tells of interest only when asked, so ask until it is so; whether it came to be in time."""
+        end = asyncio.get_running_loop().time() + within
         while (await self.standing()).bound is not bound:
             if asyncio.get_running_loop().time() > end:
-                raise BusUnavailable(f"bus: inbox {self._unit}: the server did not take notice of our interest")
+                return False
             await asyncio.sleep(_BIND_POLL)
+        return True
+
+    def _unnoticed(self) -> BusUnavailable:
+        return BusUnavailable(f"bus: inbox {self._unit}: the server did not take notice of our interest")
 
 
 def sequence(reply: str) -> int | None:

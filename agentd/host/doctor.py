@@ -56,7 +56,8 @@ def _level(place: Place) -> Check:
         return Check("isolation", True, f"level cgroup ({found.mode}): limits of memory, cpu and processes hold")
     if found.cgroup:
         return Check("isolation", None, f"level cgroup without cpu limits: {found.missing['cpu']}", DELEGATE)
-    return Check("isolation", None, f"level rlimit: no limit of memory, cpu or processes holds, as {found.why_not}")
+    text = f"level rlimit: no limit of memory, cpu or processes holds, as {found.why_not}"
+    return Check("isolation", None, text, DELEGATE)
 
 
 def _kill(place: Place) -> Check:
@@ -78,7 +79,9 @@ def _kill(place: Place) -> Check:
 def _memory(place: Place) -> Check:
     found = place.capabilities
     if not found.cgroup:
-        return Check("memory limit", None, "none at level rlimit: a unit that asks for one is refused")
+        return Check(
+            "memory limit", None, "none at level rlimit: a unit that asks for one is refused", "See isolation."
+        )
     hog = [sys.executable, "-I", "-S", "-c", "input(); x = bytearray(96 << 20); x[::4096] = b'x' * (96 << 8)"]
     limit = "memory.max" if found.mode == "v2" else "memory.limit_in_bytes"
     try:

@@ -291,7 +291,7 @@ class Mailbox:
 
     async def _give_back(self) -> None:
         """The unit stays down: unbind properly, then return what is in hand, uncounted."""
-        if not self._inbox.bound:
+        if self._inbox.idle:
             return
         await self._record()
         await self._inbox.unbind()

@@ -265,6 +265,22 @@ def test_journal_tells_when_what_who_and_why(daemon: StandIn, agentctl: Agentctl
     assert done.stdout.splitlines()[1].split()[2:] == ["writer", "unit.started", "root", "deploy"]
 
 
+def test_a_weakness_of_the_host_is_told_once_for_all_files(daemon: StandIn, agentctl: Agentctl, tmp_path: Path) -> None:
+    """The same warning of two files is one line; a warning that has a line, and every error, stands for itself."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.toml").write_text("")
+    files = [str(tmp_path / f"{name}.toml") for name in ("a", "b")]
+    common = {"unit": "a", "line": None, "key": "isolation", "hint": None, "severity": "warning"}
+    weak = [{**common, "file": file, "message": f"{file}: isolation: no cgroup"} for file in files]
+    wrong = [{**common, "file": file, "message": f"{file}: exec: no", "severity": "error"} for file in files]
+    daemon.answers["POST /v1/check"] = (200, {"findings": [*weak, *wrong]})
+    done = agentctl("check", *files)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 2
+    assert lines[2:] == ["warning  2 files: isolation: no cgroup", "2 files, 2 errors, 1 warning"]
+    assert [text.split(":")[0].split("/")[-1] for text in lines[:2]] == ["a.toml", "b.toml"]
+
+
 def test_doctor_says_what_to_mend(daemon: StandIn, agentctl: Agentctl) -> None:
     """Missing is exit code 1 with the mend beneath; all well is 0."""
     well = {"name": "bus", "ok": True, "text": "nats-server 2.15.1", "hint": "unused"}

@@ -53,6 +53,16 @@ def test_overview_of_an_empty_fleet_says_how_to_begin() -> None:
     same("overview-empty-100", overview(answer, fleet.NOW, 100, colour=False))
 
 
+def test_a_warning_of_the_whole_fleet_is_told_once() -> None:
+    """What all units have that run is said of all units, in one note; one that rests does not change that."""
+    answer = fleet.calm()
+    for unit in answer["units"]:
+        unit["warnings"] = ["no limit holds here"]
+    answer["units"].append(fleet.unit("nightly", state="inactive", pid=None))
+    notes = [text for text in overview(answer, fleet.NOW, 100, colour=False) if text.startswith("! ")]
+    assert notes == ["! all units: no limit holds here"]
+
+
 def test_colour_says_only_what_the_words_say() -> None:
     """Without its colours the coloured page is the plain page, byte for byte."""
     import re

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from chaos.fleet import CONFIG, DRY_RUN, Fleet
+from tests.fleet import share_stage
 from tests.waiting import wait_until
 
 AGENTCTL = str(Path(sys.executable).parent / "agentctl")
@@ -56,6 +57,7 @@ class Ctl:
         echo = f'[agent]\nexec = ["python", "echo.py"]\nworkdir = "{agents}"\ntype = "notify"\n'
         echo += '[liveness]\nheartbeat = "2s"\n[restart]\ndelay = "50ms"\n'
         self.fleet = Fleet(base, {"echo": echo, "still": SLEEPER, "other": SLEEPER}, CONFIG + DRY_RUN)
+        share_stage(self.fleet)
         self.paths = ["--units", str(self.fleet.units), "--state", str(self.fleet.state)]
         self.paths += ["--runtime", str(self.fleet.runtime), "--config", str(self.fleet.config)]
 
@@ -245,7 +247,7 @@ def test_check_and_explain(ctl: Ctl, tmp_path: Path) -> None:
         assert found == []
         assert "all well" in said
     else:  # this host's weakness, not the files': told once
-        assert {finding["key"] for finding in found} == {"isolation.level"}
+        assert {finding["key"] for finding in found} == {"[isolation] level"}
         assert said.count("isolation level rlimit instead of cgroup") == 1
     bad = tmp_path / "bad.toml"
     bad.write_text(SLEEPER + "[budget]\ntokns = '1k/day'\n")

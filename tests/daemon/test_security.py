@@ -24,7 +24,7 @@ import httpx
 import pytest
 
 from chaos.fleet import CONFIG, Fleet
-from tests.fleet import fleet
+from tests.fleet import fleet, share_stage
 from tests.waiting import wait_until
 
 NOBODY = 65534
@@ -415,6 +415,7 @@ def test_the_gateway_shows_its_memory_to_nobody(house: Fleet) -> None:
 def test_daemon_and_keeper_show_their_memory_to_nobody(short_dir: Path) -> None:
     """Not even to a process of their own uid and rights: it takes a capability that they have not."""
     quiet = Fleet(short_dir, {"a": '[agent]\nexec = ["sleep", "1000"]\n'})
+    share_stage(quiet)
     deaf = [sys.executable, "-c", DEAF] if os.geteuid() == 0 else ["/usr/bin/env"]
     argv = [sys.executable, "-m", "agentd", "--config", str(quiet.config), "--units", str(quiet.units)]
     argv += ["--state", str(quiet.state), "--runtime", str(quiet.runtime)]

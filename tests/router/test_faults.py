@@ -162,15 +162,14 @@ async def _back(world: World, name: str, number: int, holding: list[str]) -> Age
     """Start the router again and say hello as soon as it listens."""
     (world.directory / "c" / name).unlink(missing_ok=True)
     await world.start_router()
-    await until((world.directory / "c" / name).exists, 10)
-    return await world.agent(name, number, holding)
+    return await _reconnect(world, name, holding, number)
 
 
-async def _reconnect(world: World, name: str, holding: list[str]) -> Agent:
+async def _reconnect(world: World, name: str, holding: list[str], number: int = 1) -> Agent:
     async with asyncio.timeout(15):
         while True:
             try:
-                return await world.agent(name, 1, holding)
+                return await world.agent(name, number, holding)
             except (OSError, TimeoutError):
                 await asyncio.sleep(0.02)
 
