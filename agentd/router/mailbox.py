@@ -227,7 +227,7 @@ class Mailbox:
 
     async def _declare(self) -> None:
         await self._inbox.declare(self.known.in_flight)
-        self._measure(await self._inbox.standing())
+        await self._standing()
         self._todo.declare = False
         self.declared.set()
 
@@ -303,7 +303,7 @@ class Mailbox:
 
     async def _look(self) -> None:
         """Compare with the server: what it wrongly believes to be with us comes again; what is done is said again."""
-        standing = await self._inbox.standing()
+        standing = await self._standing()
         missing = 0
         for seq in await self._inbox.unacknowledged(standing, self.known.in_flight):
             if seq in self.hand.recent:
@@ -311,7 +311,6 @@ class Mailbox:
             elif seq not in self.hand.items:
                 await self._inbox.nak_seq(seq, standing)
                 missing += 1
-        self._measure(standing)
         self.hand.prune(standing.floor)
         self._todo.look = False
         if missing or standing.unacknowledged > len(self.hand.items):
@@ -357,14 +356,17 @@ class Mailbox:
 
     async def _purge(self) -> None:
         if self._todo.acked >= _PURGE_EVERY or (self._todo.acked and self._todo.purge_due()):
-            standing = await self._inbox.standing()
+            standing = await self._standing()
             await self._inbox.purge(standing.floor)
-            self._measure(standing)
             self._todo.acked = 0
 
-    def _measure(self, standing: Standing) -> None:
-        if self.tally.sending == 0:
+    async def _standing(self) -> Standing:
+        """Ask the server, and take over its count unless ours changed while the answer was on its way."""
+        before = self.tally.total
+        standing = await self._inbox.standing()
+        if self.tally.sending == 0 and self.tally.total == before:
             self.tally.total = standing.total
+        return standing
 
     def _plan(self) -> None:
         """Wake for the next thing that time alone brings."""
