@@ -104,6 +104,7 @@ class Mailbox:
     def stored(self) -> None:
         """One more message is in the inbox."""
         self.tally.total += 1
+        self.tally.moves += 1
         self._watcher.changed(self)
 
     def note(self) -> None:
@@ -272,6 +273,7 @@ class Mailbox:
             self._todo.acked += 1
             self._todo.record = True
             self.tally.total = max(0, self.tally.total - 1)
+            self.tally.moves += 1
             if outcome.reason is None:
                 self.tally.done += 1
             else:
@@ -362,9 +364,9 @@ class Mailbox:
 
     async def _standing(self) -> Standing:
         """Ask the server, and take over its count unless ours changed while the answer was on its way."""
-        before = self.tally.total
+        before = self.tally.moves
         standing = await self._inbox.standing()
-        if self.tally.sending == 0 and self.tally.total == before:
+        if self.tally.sending == 0 and self.tally.moves == before:
             self.tally.total = standing.total
         return standing
 

@@ -10,10 +10,10 @@ PURGE_AFTER = 1.0
 
 
 class Tally:
-    """Counts of one mailbox, for facts and metrics. ``total``: messages that are not done."""
+    """Counts of one mailbox, for facts and metrics. ``total``: messages that are not done; ``moves``: its changes."""
 
     def __init__(self) -> None:
-        self.total = self.sending = self.dead = 0
+        self.total = self.moves = self.sending = self.dead = 0
         self.done = self.sent = self.delivered = self.refused = self.buried = self.rejected = 0
         self.seconds, self.handled = 0.0, 0
 
