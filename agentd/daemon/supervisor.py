@@ -12,6 +12,7 @@ import random
 import signal as signals
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from agentd.daemon.agent import Agent
@@ -32,6 +33,9 @@ from agentd.wire.log import logger
 
 Json = dict[str, Any]
 
+SPAWNS_AT_ONCE = 8
+"""Spawns that the keeper is asked for at once. First starts and restarts have a bound each, so that a crash does not
+wait for a fleet that starts; agentd's own units wait for nobody."""
 STOP_MARGIN = 10.0
 """Seconds that stopping everything may take beyond the units' own stop_timeout."""
 
@@ -55,6 +59,7 @@ class Supervisor:
         self._memory = memory
         self._journal = journal
         self._unsent: set[str] = set()
+        self._starts, self._restarts = asyncio.Semaphore(SPAWNS_AT_ONCE), asyncio.Semaphore(SPAWNS_AT_ONCE)
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._saved: dict[str, tuple[str | None, bool]] = {}
@@ -221,14 +226,20 @@ class Supervisor:
             await self._blob(agent)
         if agent.unit is not None:
             await self._channel_ready(agent.name)
-        compiled = await self.spawning.compile(agent, invocation)
-        try:
-            process, listeners = await self.keeper.spawn(compiled.plan, compiled.fds)
-        finally:
-            compiled.close()
+        async with self._turn(agent):
+            compiled = await self.spawning.compile(agent, invocation)
+            try:
+                process, listeners = await self.keeper.spawn(compiled.plan, compiled.fds)
+            finally:
+                compiled.close()
         agent.level, agent.warnings = compiled.level, compiled.warnings
         self.spawning.learn(agent.name, listeners)
         return process
+
+    def _turn(self, agent: Agent) -> AbstractAsyncContextManager[None]:
+        if agent.unit is None:
+            return nullcontext()
+        return self._restarts if agent.life.restarts else self._starts
 
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None:
         """Send a signal to its main process."""
