@@ -166,19 +166,20 @@ class _Stream:
 
     def unread(self) -> Iterator[_Piece]:
         """All that was not read yet, to the end as it was when we came there."""
-        missed = False
         while True:
-            if missed:
-                yield _Piece(MISSED)
             for file in self._files:
                 yield from self._rest(file)
             if self._watcher is None:
                 return  # what was there at the beginning stays open and readable, whatever becomes of its name
             self._forget_read_ones()
-            known = len(self._files)
-            missed = self._discover()  # rotated while we read: the old one may have got its last bytes since
-            if len(self._files) == known:
+            held = self._files[:]
+            missed = self._discover()
+            if len(self._files) == len(held):
                 return
+            for file in held:  # rotated while we read: the old one may have got its last bytes since
+                yield from self._rest(file)
+            if missed:
+                yield _Piece(MISSED)
 
     def _rest(self, file: _File) -> Iterator[_Piece]:
         size = file.size()
