@@ -9,6 +9,8 @@ from agentd.ctl.paint import line
 from agentd.errors import BadInput
 
 FORMS = '"10m" (ago), "03:14" (the last one), "yesterday 03:14", "2026-03-01 03:14" or "@<unix seconds>"'
+LATEST = 1e11
+"""Unix seconds; what is later is no moment that anybody means."""
 _CLOCK = re.compile(r"(?:(today|yesterday)\s*)?(?:(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?)?", re.IGNORECASE)
 
 
@@ -20,7 +22,7 @@ def moment(option: str, text: str | None, now: float) -> float | None:
         found = _read(text.strip(), now)
     except (ValueError, OverflowError, OSError):
         found = None
-    if found is None or found < 0:
+    if found is None or not 0 <= found < LATEST:
         raise BadInput(f"{option}: {line(text)!r} is not a moment.", hint=f"Write {FORMS}.")
     return found
 

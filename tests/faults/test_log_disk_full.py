@@ -1,4 +1,4 @@
-"""Fault row "log disk full": units, messages and money go on untouched; what could not be written is counted and shown."""
+"""Fault row "log disk full": units and messages go on untouched; what could not be written is counted and shown."""
 
 from __future__ import annotations
 

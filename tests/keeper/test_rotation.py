@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import struct
@@ -217,3 +218,45 @@ def test_age_of_a_log_without_an_index_is_that_of_its_last_change(tmp_path: Path
     log.touch()
     os.utime(log, (time.time() - 100, time.time() - 100))
     assert 99 < timeindex.age(str(log)) < 200
+
+
+FLOOD = """
+import hashlib, os, sys
+block, seen = os.urandom(1 << 20), hashlib.sha256()
+for _ in range(50):
+    seen.update(block)
+    assert os.write(1, block) == len(block)
+open(sys.argv[1], 'w').write(seen.hexdigest())
+"""
+
+
+def test_a_flood_over_rotations_is_whole_and_delays_no_restart(keeper: Keeper) -> None:
+    """50 MB into files of 8 MB: not a byte is lost between them; a neighbour dies and is replaced meanwhile."""
+    (keeper.directory / "work").mkdir()
+    digest = keeper.directory / "work" / "digest"
+    client = keeper.client()
+    log = keeper.directory / "log" / "a.log"
+    output = {"fifo": f"{keeper.directory}/o/a", "file": str(log), "max_bytes": 8 << 20, "keep": 9}
+    neighbour = keeper.shell("exec sleep 60", unit="b")
+    row = client.done("spawn", plan=neighbour)["process"]
+    client.done("spawn", plan=keeper.python(FLOOD, str(digest), output=output))
+    wait_until(lambda: log.stat().st_size > 1 << 20)
+    before = time.monotonic()
+    os.kill(row["pid"], signal.SIGKILL)
+    while client.event("ended")["process"]["unit"] != "b":
+        pass
+    client.done("spawn", plan=neighbour | {"invocation": "0000000000000002"})
+    assert time.monotonic() - before < 0.5
+    wait_until(digest.exists, 10)
+    wait_until(lambda: sum(p.stat().st_size for p in _files(log)) == 50 << 20, 10)
+    seen = hashlib.sha256()
+    for path in reversed(_files(log)):
+        seen.update(path.read_bytes())
+    assert seen.hexdigest() == digest.read_text()
+    assert len(_files(log)) == 7
+    assert all(index(path)[2] for path in _files(log))
+
+
+def _files(log: Path) -> list[Path]:
+    """Youngest first."""
+    return [log, *(path for n in range(1, 20) if (path := Path(f"{log}.{n}")).exists())]
