@@ -54,6 +54,8 @@ class Supervisor:
         self.starting = True
         self.on_defect: Callable[[BaseException], None] = _raise
         self.statuses: dict[str, str] = {}
+        self.losses: dict[str, Json] = dict(keeper.welcome.get("outputs", {}))
+        """What is missing in units' logs, as the keeper counts it."""
         self.broken: dict[str, Json] = {}
         """What is wrong with unit files that gave no unit: a finding of each, by name."""
         self._memory = memory
@@ -120,6 +122,7 @@ class Supervisor:
         self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
+        self.losses.pop(name, None)
         await self.keeper.forget(name)
         self.spawning.forget(name)
 
@@ -269,6 +272,8 @@ class Supervisor:
                 self._post(event["unit"], Ready(event["invocation"]))
             case "status":
                 self.statuses[event["unit"]] = event.get("status", "")
+            case "output":
+                self.losses[event["unit"]] = event
             case "ended":
                 self.ended(event["process"], event.get("left", []))
 
