@@ -1,7 +1,7 @@
 """The reference of `make bench BENCH=supervision`: one bare pidfd loop that does the same work as a supervisor must.
 
-For each unit: the same argv and environment, a cgroup of its own, the same resource limits, output into a log file;
-when the process dies, the same again at once. No policy, no protocol, no journal, no other process. Written once and not tuned.
+For each unit: the same argv and environment, a cgroup of its own, the same limits, output into a log file;
+when the process dies, the same again at once. No policy, protocol, journal or other process. Written once, not tuned.
 
     python tests/bench/reference.py COUNT DIRECTORY -- ARGV…     {} in ARGV is the unit's own directory
 

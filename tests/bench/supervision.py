@@ -79,7 +79,7 @@ def restarts(stamps: Path, count: int) -> list[float]:
 
 @contextmanager
 def reference(base: Path, count: int, argv: list[str]) -> Iterator[tuple[float, Callable[[], float]]]:
-    """The bare loop with count units: seconds until all ran, and a function that stops it and tells how long it took."""
+    """The bare loop: seconds until all units ran, and a function that stops it and tells how long that took."""
     script = Path(__file__).with_name("reference.py")
     command = [sys.executable, "-S", str(script), str(count), str(base / "ref"), "--", *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
