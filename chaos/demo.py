@@ -47,7 +47,8 @@ def main() -> int:
         fleet = Fleet(base, _units(base), CONFIG + DRY_RUN + (_ollama_upstream(local) if local else ""))
         try:
             rows = _demonstrate(fleet, path.name, text, local)
-            say(f"\n{show(rows)}\n\n{time.monotonic() - started:.0f} s in all.")
+            kept = sum(row.held for row in rows)
+            say(f"\n{show(rows)}\n\n{kept} of {len(rows)} promises held, in {time.monotonic() - started:.0f} s.")
             if sys.stdout.isatty():
                 _stay(fleet)
         except KeyboardInterrupt:
@@ -73,8 +74,8 @@ def _demonstrate(fleet: Fleet, title: str, text: str, local: str | None) -> list
     begun = time.monotonic()
     say("agentd demo. The model is `dry-run`, built in: no LLM is called and nothing is paid.\n")
     fleet.start()
-    count = len(fleet.status()["units"])
-    say(f"A fleet of {count} units is up after {time.monotonic() - begun:.1f} s, in {fleet.base}:\n")
+    count = sum(not unit["system"] for unit in fleet.status()["units"])
+    say(f"A fleet of {count} agents is up after {time.monotonic() - begun:.1f} s, in {fleet.base}:\n")
     say(screen(fleet))
     rows = [_pipeline(fleet, title, text, "dry-run")]
     for name in FAULTS:
@@ -140,15 +141,15 @@ def _with_ollama(fleet: Fleet, title: str, text: str, model: str) -> Row:
 
 def _stay(fleet: Fleet) -> None:
     """Leave it to the person at the terminal until Ctrl-C."""
-    agentctl = Path(sys.executable).parent / "agentctl"
+    agentctl = f"{Path(sys.executable).parent / 'agentctl'} --socket {fleet.runtime / 'control.sock'}"
     say(f"""
 The fleet is yours until Ctrl-C. In another terminal:
 
-  export AGENTD_SOCKET={fleet.runtime / "control.sock"}
-  {agentctl} status
-  {agentctl} logs -f reviewer
-  {agentctl} send researcher text '{{"title": "Mine", "text": "Your own text."}}'
-  {agentctl} kill writer
+  alias ctl='{agentctl}'
+  ctl status
+  ctl send reviewer draft '{{"title": "Mine", "paragraphs": ["Your own text."]}}' --wait
+  ctl kill reviewer
+  ctl journal --unit reviewer
 """)
     try:
         signal.pause()

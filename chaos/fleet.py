@@ -129,13 +129,17 @@ class Fleet:
         self._http.close()
 
     def left_over(self) -> list[str]:
-        """Processes and cgroups that carry this fleet's name."""
+        """Cgroups of this fleet, and its processes: agents by their sockets, its own by their command lines."""
         name = "agentd-" + hashlib.sha256(os.fsencode(self.runtime.absolute())).hexdigest()[:10]
-        found = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{name}")]
+        found = [f"{path}/{name}" for path, names, _ in os.walk("/sys/fs/cgroup") if name in names]
+        runtime = os.fsencode(self.runtime)
+        ours = (b"NOTIFY_SOCKET=" + runtime, b"AGENTD_KEEPER=" + runtime, b"AGENTD_CHANNEL=" + runtime)
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
-                if entry.name.isdigit() and os.fsencode(self.runtime) in (entry / "environ").read_bytes():
-                    found.append(f"process {entry.name}: " + (entry / "cmdline").read_text().replace("\0", " "))
+                if entry.name.isdigit() and (environ := (entry / "environ").read_bytes()):
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                    if any(mark in environ for mark in ours) or (b"-m agentd." in command and runtime in command):
+                        found.append(f"process {entry.name}: {command.decode(errors='replace')}")
         return found
 
     def tail(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ def short_dir() -> Iterator[Path]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """A directory of its own for this run's tmp_path, removed after it: pytest itself would keep three in /tmp."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's "&" leaves it ignored, and children inherit that
     if config.option.basetemp is None:
         config.option.basetemp = tempfile.mkdtemp(prefix="ad", dir="/tmp")
         config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp))

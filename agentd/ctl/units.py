@@ -29,19 +29,30 @@ def run(
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Such as 512M.")] = None,
     cpu: Annotated[str | None, typer.Option("--cpu", metavar="CPUS", help="Such as 50% or 1.5.")] = None,
     type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="simple, notify or oneshot.")] = None,
-    workdir: Annotated[str | None, typer.Option("--workdir", metavar="DIR", help="Directory to start in.")] = None,
+    workdir: Annotated[
+        str | None, typer.Option("--workdir", metavar="DIR", help="Directory to start in. Default: this one.")
+    ] = None,
+    restart: Annotated[
+        str, typer.Option("--restart", metavar="POLICY", help="always, on-failure or never.")
+    ] = "on-failure",
     env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="May be repeated.")] = None,
     reason: Reason = None,
     json: JsonFlag = False,
 ) -> None:
     """Run a command as a unit that has no file.
 
-    It is supervised and metered like any other, and gone with `agentctl remove`.
+    It is supervised and metered like any other: restarted when it fails, left alone when it is done. It is gone with
+    `agentctl remove`.
     """
     agent: dict[str, Any] = {"exec": [_program(command[0]), *command[1:]], "type": type_}
-    agent["workdir"] = os.path.abspath(workdir) if workdir else None
+    agent["workdir"] = os.path.abspath(workdir or ".")
     agent["env"] = dict(_assignment(item) for item in env or ()) or None
-    sections = {"agent": agent, "limits": {"memory": memory, "cpu": cpu}, "budget": {"tokens": budget}}
+    sections = {
+        "agent": agent,
+        "restart": {"policy": restart},
+        "limits": {"memory": memory, "cpu": cpu},
+        "budget": {"tokens": budget},
+    }
     text = client_of(ctx).post("/v1/run", {"name": name, "unit": _given(sections)}, reason=reason, timeout=SLOW)
     _report(text, name, json)
 

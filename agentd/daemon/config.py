@@ -281,7 +281,12 @@ def _require_free(config: Config, section: str, key: str, address: str) -> None:
         raise ConfigError(f"{where}: {address}: there is no host {host!r}.", hint="Use 127.0.0.1.") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            hint = f"ss -ltnp 'sport = :{port}' shows it: stop it, or set another port here (0: any free one)."
+            set_it = f'{key} = "{host}:0"' if key == "listen" else f"{key} = 0"
+            file = config.file or default_dirs()["config"]
+            hint = (
+                f"ss -ltnp 'sport = :{port}' shows it: stop it, or choose another port in {file}: "
+                f"[{section}] {set_it} takes any free one."
+            )
             raise Conflict(f"{where}: {address} is taken by another program.", hint=hint) from error
         hint = "Set an address that this host has and a port that you may use, such as 127.0.0.1:4180."
         raise ConfigError(f"{where}: cannot listen on {address}: {error.strerror}.", hint=hint) from error

@@ -11,7 +11,8 @@ from agentd.daemon.links import verdict
 from agentd.daemon.supervisor import Supervisor
 from agentd.host import usage
 from agentd.model.lifecycle import Ending, Phase
-from agentd.model.liveness import Verdict
+from agentd.model.liveness import Activity, Verdict
+from agentd.model.quantity import show_duration
 
 Json = dict[str, Any]
 
@@ -44,7 +45,7 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "restarts": life.restarts,
         "failures": len(life.failures),
         "last": _ending(life.last),
-        "reason": _reason(supervisor, agent, doing),
+        "reason": _reason(supervisor, agent, doing, router),
         "next": wall(life.deadline) if life.phase in (Phase.backoff, Phase.parked) else _rolls(agent, gateway),
         "ready": life.ready,
         "beat_age": None if life.beat is None else round(time.monotonic() - life.beat, 3),
@@ -73,11 +74,21 @@ def _doing(agent: Agent, router: Json, gateway: Json) -> Verdict | None:
     return verdict(agent.unit, agent.life, router, gateway, time.monotonic())
 
 
-def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None) -> str:
+def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None, router: Json) -> str:
     if agent.name in supervisor.waiting:
         waits = [f"{name} ({supervisor.agents[name].life.phase})" for name in supervisor.missing(agent)]
         return f"waits for {', '.join(waits)} to be ready"
-    return doing.reason if doing and agent.life.ready else agent.life.reason
+    if doing is None or not agent.life.ready:
+        return agent.life.reason
+    again = router.get("retry")
+    if doing.activity is Activity.idle and again and again["at"] > time.monotonic():
+        left = show_duration(again["at"] - time.monotonic())
+        text = f"retries message {again['message']} in {left} (attempt {again['attempt']} of {again['of']})"
+        behind = router.get("pending", 1) - 1
+        return f"{text}, {behind} behind it" if behind > 0 else text
+    if doing.activity is Activity.idle and not router.get("connected"):
+        return "runs; it has not said hello on its channel"
+    return doing.reason
 
 
 def _lost(losses: Json | None) -> list[str]:

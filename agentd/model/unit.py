@@ -143,7 +143,7 @@ class Budget(Section):
 
     tokens: TokenAllowance = Field(
         quantity.Allowance(2_000_000, "day"),
-        description='Tokens per window, such as "200k/day".',
+        description='Tokens per window, such as "200k/day"; without a window, for good.',
     )
     on_exhausted: Literal["hold", "refuse", "stop"] = Field(
         "hold",

@@ -105,10 +105,21 @@ def _unit(box: Mailbox) -> dict[str, Any]:
         "dead": box.tally.dead,
         "connected": box.line.invocation if box.line is not None else None,
         "held": [_held(item) for item in box.hand.at(Stage.OPEN)],
+        "retry": _retry(box),
         "overdue": [late.invocation, late.message.id] if late is not None else None,
         "done": box.tally.done,
         "sent": box.tally.sent,
     }
+
+
+def _retry(box: Mailbox) -> dict[str, Any] | None:
+    """The refused message that is next, while its back-off lasts: at in_flight 1 all others wait behind it."""
+    now = time.monotonic()
+    item = next((item for item in box.hand.at(Stage.WAITING) if item.not_before > now), None)
+    if item is None:
+        return None
+    number, of = item.attempts.number, box.known.max_deliver
+    return {"message": item.message.id, "at": item.not_before, "attempt": number, "of": of}
 
 
 def _held(item: Item) -> dict[str, Any]:

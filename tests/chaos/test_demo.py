@@ -80,7 +80,7 @@ def test_the_demo_holds_every_promise_and_leaves_nothing(ollama: ThreadingHTTPSe
     assert f"model {MODEL}" in demo.stdout
     assert "A small model says" in demo.stdout
     assert set(ollama.asked) == {MODEL}  # type: ignore[attr-defined]
-    base = next(line.split(" in ")[1].rstrip(":") for line in demo.stdout.splitlines() if "units is up" in line)
+    base = next(line.split(" in ")[1].rstrip(":") for line in demo.stdout.splitlines() if "agents is up" in line)
     assert not Path(base).exists()
     assert base not in {str(path) for path in before}
 

@@ -154,14 +154,33 @@ def test_a_start_that_did_not_come_up_is_exit_code_1(daemon: StandIn, agentctl: 
 
 
 def test_run_sends_what_was_said_and_nothing_else(daemon: StandIn, agentctl: Agentctl, tmp_path: Path) -> None:
-    """Settings that were not named stay out, so that the unit table's defaults hold; options of CMD are CMD's."""
+    """A run starts here and is left alone when it is done; other settings that were not named stay out, so that the unit
+    table's defaults hold; options of CMD are CMD's."""
     daemon.answers["POST /v1/run"] = (200, ONE)
     agentctl("run", "--name", "x", "--", "sleep", "60", "--json", "--wait")
-    assert daemon.last.body == {"name": "x", "unit": {"agent": {"exec": ["sleep", "60", "--json", "--wait"]}}}
-    agentctl("run", "-n", "x", "--budget", "50k/day", "--memory", "1G", "-e", "A=b=c", "--", "./run.sh", "-n")
+    here, policy = str(Path.cwd()), {"policy": "on-failure"}
+    unit = {"agent": {"exec": ["sleep", "60", "--json", "--wait"], "workdir": here}, "restart": policy}
+    assert daemon.last.body == {"name": "x", "unit": unit}
+    agentctl(
+        "run",
+        "-n",
+        "x",
+        "--budget",
+        "50k/day",
+        "--memory",
+        "1G",
+        "-e",
+        "A=b=c",
+        "--restart",
+        "never",
+        "--",
+        "./run.sh",
+        "-n",
+    )
     unit = daemon.last.body["unit"]
     assert unit == {
-        "agent": {"exec": [str(Path.cwd() / "run.sh"), "-n"], "env": {"A": "b=c"}},
+        "agent": {"exec": [str(Path.cwd() / "run.sh"), "-n"], "env": {"A": "b=c"}, "workdir": here},
+        "restart": {"policy": "never"},
         "limits": {"memory": "1G"},
         "budget": {"tokens": "50k/day"},
     }

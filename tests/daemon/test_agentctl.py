@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,19 +166,22 @@ def test_run_starts_a_metered_unit_with_no_file(ctl: Ctl) -> None:
 def test_logs_follow_until_the_reader_leaves(ctl: Ctl) -> None:
     """``logs -f`` prints the last lines, then what comes, also in JSON; Ctrl-C ends it with 130."""
     program = "exec 3<>fifo; echo old; while read -r x <&3; do echo new $x; done"
-    ctl("run", "--name", "talker", "--", "sh", "-c", f"mkfifo fifo; {program}")
+    ctl("run", "--name", "talker", "--", "sh", "-c", f"cd; mkfifo fifo; {program}")
     fifo = ctl.fleet.state / "home" / "talker" / "fifo"
     wait_until(lambda: ctl("logs", "talker") == "old\n", 15)
     lines = ["old", *(f"new {number}" for number in (1, 2))]
     for flags, wanted in (((), lines[:2]), (("--json",), lines)):
         argv = ctl.argv("logs", "-f", *flags, "talker")
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=ctl.environment()) as follower:
+            stop = threading.Timer(20, follower.kill)  # or a follower that does not follow would be waited for for ever
+            stop.start()
             assert follower.stdout is not None
             seen = [follower.stdout.readline().rstrip("\n") for _ in wanted[:-1]]
             fifo.write_text(f"{len(wanted) - 1}\n")
             seen.append(follower.stdout.readline().rstrip("\n"))
             follower.send_signal(2)
             assert follower.wait(5) == 130
+            stop.cancel()
         assert ([json.loads(text)["line"] for text in seen] if flags else seen) == wanted
     ctl("remove", "talker")
 
