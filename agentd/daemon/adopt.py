@@ -55,8 +55,7 @@ def _restore(
     life = _life(blob) or Life.new(now, floor=supervisor.spawning.floor(name))
     if process is not None and process.ended is None and life.invocation != process.invocation:
         life = Life.found(process.invocation, now)
-    agent = supervisor.add(unit, name, policy, life)
-    agent.endings.extend(_endings(blob))
+    agent = supervisor.add(unit, name, policy, life, _endings(blob))
     agent.level = str(blob.get("level", ""))
     _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:

@@ -21,7 +21,7 @@ from agentd.daemon.telling import unit_fact
 from agentd.errors import AgentdError, NoSuchUnit
 from agentd.host.keeper import Keeper
 from agentd.keeper.plan import Process
-from agentd.model.lifecycle import LIVE, Asked, Ended, Life, Note, Now, Phase, Policy, Ready, Start, Stop
+from agentd.model.lifecycle import LIVE, Asked, Ended, Ending, Life, Note, Now, Phase, Policy, Ready, Start, Stop
 from agentd.model.liveness import Activity
 from agentd.model.ordering import generations
 from agentd.model.unit import Unit
@@ -70,9 +70,12 @@ class Supervisor:
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
-    def add(self, unit: Unit | None, name: str, policy: Policy, life: Life) -> Agent:
-        """Supervise a unit (None: a system unit). It is not started."""
+    def add(
+        self, unit: Unit | None, name: str, policy: Policy, life: Life, endings: Iterable[Ending] = ()
+    ) -> Agent:
+        """Supervise a unit (None: a system unit) whose earlier invocations ended like this. It is not started."""
         agent = Agent(name, unit, policy, life, self)
+        agent.endings.extend(endings)
         self.agents[name] = agent
         self._tell(agent)
         agent.arm()

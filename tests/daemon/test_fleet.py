@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -51,6 +53,25 @@ def test_an_operators_stop_wins_and_start_brings_it_back(short_dir: Path) -> Non
         wait_until(lambda: f.answers() and f.get("/v1/status")["agentd"]["pid"] != daemon, 15)
         assert f.unit("a")["state"] == "inactive"
         assert f.post("/v1/units/a/start")["state"] == "running"
+
+
+def test_how_a_resting_unit_ended_is_told_also_by_the_next_daemon(short_dir: Path) -> None:
+    """A router that was away must learn it, or it would count an innocent stop as a crash."""
+
+    def endings() -> list[list[str]]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(f.runtime / "facts" / "daemon.sock"))
+            sock.sendall(b'{"facts":1,"client":"test","have":null}\n')
+            with sock.makefile() as lines:
+                told: list[list[str]] = json.loads(lines.readline())["full"]["unit/a"]["endings"]
+                return told
+
+    with fleet(short_dir, {"a": SLEEPER}) as f:
+        invocation = f.wait("a", state="running")["invocation"]
+        f.post("/v1/units/a/stop")
+        assert endings() == [[invocation, "stopped"]]
+        f.kill_daemon()
+        assert endings() == [[invocation, "stopped"]]
 
 
 def test_units_start_in_order_and_a_waiting_one_says_for_whom(short_dir: Path) -> None:
