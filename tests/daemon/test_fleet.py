@@ -144,3 +144,31 @@ def test_a_crash_is_answered_within_milliseconds(short_dir: Path) -> None:
         at = f.kill(pid)
         f.wait("a", state="running", restarts=1)
         assert time.monotonic() - at < 1.0
+
+
+def test_nothing_starts_again_while_everything_goes_down(short_dir: Path) -> None:
+    """The operator's ``down`` wins over a restart, a run or a deploy that comes a moment later."""
+    stubborn = '[agent]\nexec = ["sh", "-c", "trap : TERM; while :; do sleep 0.1; done"]\nstop_timeout = "2s"\n'
+    with fleet(short_dir, {"a": stubborn}) as f:
+        f.wait("a", state="running")
+        f.post("/v1/down")
+        assert f.ask("POST", "/v1/units/a/restart")[0] == 409
+        assert f.ask("POST", "/v1/run", {"name": "b", "unit": {"agent": {"exec": ["sleep", "9"]}}})[0] == 409
+        files = [{"path": str(short_dir / "a.toml"), "text": stubborn + 'description = "new"\n'}]
+        assert f.ask("POST", "/v1/deploy", {"files": files})[0] == 409
+        assert f.process is not None
+        begun = time.monotonic()
+        assert f.process.wait(20) == 0
+        assert time.monotonic() - begun < 10
+
+
+def test_units_that_wait_for_each_other_stop_all_the_same(short_dir: Path) -> None:
+    """A file that broke and one that changed, at once: what runs may be a circle, and ``down`` still ends it."""
+    with fleet(short_dir, {"a": SLEEPER + 'after = ["b"]\n', "b": SLEEPER}) as f:
+        f.wait("a", state="running")
+        (f.units / "a.toml").write_text("broken")
+        (f.units / "b.toml").write_text(SLEEPER + 'after = ["a"]\n')
+        f.kill_daemon()
+        f.post("/v1/down")
+        assert f.process is not None
+        assert f.process.wait(20) == 0
