@@ -90,10 +90,11 @@ class Spawning:
         return self._uids[key]
 
     def forget(self, name: str) -> None:
-        """The unit is removed: its uid may be given to another."""
+        """The unit is removed. Its uid may be given to another only once its files are gone: they are still its own."""
         self._uids = {key: uid for key, uid in self._uids.items() if key[0] != name}
         self.transient.discard(name)
-        self._place.identities.remove(name)
+        if not self._place.home(name).exists():
+            self._place.identities.remove(name)
 
     def floor(self, name: str) -> str | None:
         """The newest invocation id that a unit of this name ever had."""

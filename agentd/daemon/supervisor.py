@@ -114,12 +114,15 @@ class Supervisor:
         agent = self.agents.pop(name)
         self.waiting.pop(name, None)
         self.facts.drop(f"unit/{name}")
-        await agent.close()
-        self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
-        await self.keeper.forget(name)
-        self.spawning.forget(name)
+        self.spawning.forget(name)  # all of ours before the first wait: from there on the name may be another's
+        try:
+            self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
+        finally:
+            forgetting = asyncio.ensure_future(self.keeper.forget(name))
+            await agent.close()
+            await forgetting
 
     # --- starting and stopping ----------------------------------------------------------------------------------------
 
