@@ -22,7 +22,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from agentd.errors import AgentdError, Conflict, NotActive, SpawnFailed, Unavailable
+from agentd.errors import AgentdError, Conflict, NotActive, SpawnFailed, TooLate, Unavailable
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import (
     Beat,
@@ -48,8 +48,8 @@ from agentd.model.unit import Unit
 ENDINGS = 16
 """How many endings are remembered for the router: it may have been away for a while."""
 
-_PASSING = frozenset({11, 12, 16})
-"""EAGAIN, ENOMEM, EBUSY: the same plan may work later."""
+_PASSING = frozenset({11, 12, 16, 23, 24, 28, 98, 110, 122})
+"""EAGAIN, ENOMEM, EBUSY, ENFILE, EMFILE, ENOSPC, EADDRINUSE, ETIMEDOUT, EDQUOT: the same plan may work later."""
 
 
 class World(Protocol):
@@ -168,8 +168,10 @@ class Agent:
     async def _spawn(self, invocation: str) -> None:
         try:
             process = await self._world.spawn(self, invocation)
-        except Unavailable:
-            raise
+        except (Unavailable, TooLate):
+            raise  # without an answer it may run: whoever adopts what lives finds out
+        except OSError as error:  # of making the plan, on a full disk for example
+            self.post(Refused(invocation, f"its plan cannot be made: {error}", retry=True))
         except SpawnFailed as error:
             passing = error.detail.get("errno") in _PASSING
             self.post(Refused(invocation, str(error), retry=passing))
