@@ -19,7 +19,7 @@ from agentd.ctl.options import JsonFlag, Reason, client_of, print_json
 from agentd.errors import AgentdError, BadInput, ConfigError, DaemonUnreachable, TooLate
 
 app = typer.Typer()
-PROGRAM = (sys.executable, "-m", "agentd")
+PROGRAM = (sys.executable, "-P", "-m", "agentd")
 UP_DEADLINE = 60.0
 DOWN_DEADLINE = 120.0
 LOOK = 0.05

@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-from tests.fleet import fleet
+from tests.fleet import Fleet, fleet
 from tests.waiting import wait_until
 
 SLEEPER = '[agent]\nexec = ["sleep", "1000"]\n'
@@ -172,3 +174,17 @@ def test_units_that_wait_for_each_other_stop_all_the_same(short_dir: Path) -> No
         f.post("/v1/down")
         assert f.process is not None
         assert f.process.wait(20) == 0
+
+
+def test_modules_where_agentd_was_started_are_not_executed(short_dir: Path) -> None:
+    """Root may stand in anybody's directory when starting agentd."""
+    (short_dir / "heapq.py").write_text(f"open({str(short_dir / 'executed')!r}, 'w')\nraise SystemExit(1)\n")
+    made = Fleet(short_dir)
+    argv = [Path(sys.executable).with_name("python"), "-P", "-m", "agentd", "--config", str(made.config)]
+    argv += ["--units", str(made.units), "--state", str(made.state), "--runtime", str(made.runtime)]
+    made.process = process = subprocess.Popen(argv, cwd=short_dir, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: made.answers() or process.poll() is not None, 20)
+        assert not (short_dir / "executed").exists()
+    finally:
+        made.stop()
