@@ -70,9 +70,7 @@ class Supervisor:
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
-    def add(
-        self, unit: Unit | None, name: str, policy: Policy, life: Life, endings: Iterable[Ending] = ()
-    ) -> Agent:
+    def add(self, unit: Unit | None, name: str, policy: Policy, life: Life, endings: Iterable[Ending] = ()) -> Agent:
         """Supervise a unit (None: a system unit) whose earlier invocations ended like this. It is not started."""
         agent = Agent(name, unit, policy, life, self)
         agent.endings.extend(endings)

@@ -84,8 +84,8 @@ class Fleet:
     def owner(self, pid: int) -> str | None:
         """The unit to whose tree this process belongs, as far as its ancestors and cgroups tell.
 
-        Offspring of ours that is neither the daemon nor started by it belongs to some unit: it is an orphan. So does, for
-        all that we know, a process that is gone already: it may have passed the connection on.
+        Offspring of ours that is neither the daemon nor started by it belongs to some unit: it is an orphan. So does,
+        for all we know, a process that is gone already: it may have passed the connection on.
         """
         for unit in self._mains.values():
             if unit.kill_cgroup is not None and pid in cgroup.pids(unit.kill_cgroup):
