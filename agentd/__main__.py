@@ -33,8 +33,9 @@ def main() -> int:  # noqa: RET503 - execv does not return
         print(f"agentd: {error.message}", *([f"  {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)  # noqa: T201
         return error.exit_code
     runtime = options[options.index("--runtime") + 1]
-    argv = [sys.executable, "-m", "agentd.keeper.main", "--runtime", runtime]
-    argv += ["--", sys.executable, "-m", "agentd.main", *options]
+    # -P: where we were started may be anybody's directory, and modules that lie there are not ours.
+    argv = [sys.executable, "-P", "-m", "agentd.keeper.main", "--runtime", runtime]
+    argv += ["--", sys.executable, "-P", "-m", "agentd.main", *options]
     os.execv(sys.executable, argv)  # noqa: S606 - the same interpreter, on purpose
 
 

@@ -93,7 +93,7 @@ class Daemon:
         supervisor = self._supervisor
         await supervisor.spawning.prepare()
         for name in SYSTEM_UNITS:
-            if name in new or resting(supervisor, name):
+            if not supervisor.stopping and (name in new or resting(supervisor, name)):
                 supervisor.start(name, ASKED)
         agents = [supervisor.agents[name] for name in ("router", "gateway")]
         await supervisor.until(lambda: all(a.life.satisfied for a in agents), READY_WITHIN)
@@ -105,7 +105,9 @@ class Daemon:
     def go_down(self, actor: Actor) -> None:
         """Stop everything in order, once, and end."""
         if self._going_down is None:
+            self._supervisor.stopping = True  # from now on: the task itself begins a moment later
             self._going_down = asyncio.create_task(self._go_down(actor))
+            self._going_down.add_done_callback(self.ended_well)
 
     async def _go_down(self, actor: Actor) -> None:
         notify("STOPPING=1")
@@ -119,9 +121,9 @@ class Daemon:
         self._supervisor.spawning.sweep()
         self.end(0)
 
-    def came_up(self, coming: asyncio.Task[None]) -> None:
-        """Coming up is over; if it failed, so does the daemon."""
-        if not coming.cancelled() and (error := coming.exception()) is not None:
+    def ended_well(self, task: asyncio.Task[None]) -> None:
+        """Coming up, or going down, is over; if it failed, so does the daemon."""
+        if not task.cancelled() and (error := task.exception()) is not None:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
@@ -191,7 +193,7 @@ async def run(config: Config, keeper_path: Path) -> int:
         for event in early:
             daemon.hear(event)
         coming = asyncio.create_task(daemon.come_up())
-        coming.add_done_callback(daemon.came_up)
+        coming.add_done_callback(daemon.ended_well)
         return await daemon.done
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

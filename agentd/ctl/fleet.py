@@ -19,7 +19,7 @@ from agentd.ctl.options import JsonFlag, Reason, client_of, print_json
 from agentd.errors import AgentdError, BadInput, ConfigError, DaemonUnreachable, TooLate
 
 app = typer.Typer()
-PROGRAM = (sys.executable, "-m", "agentd")
+PROGRAM = (sys.executable, "-P", "-m", "agentd")
 LOG_MOST = 16 << 20
 """Bytes beyond which agentd's own log becomes ``.1`` before the next start."""
 UP_DEADLINE = 60.0

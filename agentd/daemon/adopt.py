@@ -52,11 +52,11 @@ def _restore(
     supervisor: Supervisor, unit: Unit | None, name: str, policy: Policy, blob: Json, process: Process | None
 ) -> None:
     now = time.monotonic()
-    life = _life(blob) or Life.new(now, floor=supervisor.spawning.floor(name))
-    if process is not None and process.ended is None and life.invocation != process.invocation:
-        life = Life.found(process.invocation, now)
-    agent = supervisor.add(unit, name, policy, life)
-    agent.endings.extend(_endings(blob))
+    known = _life(blob)
+    life = known or Life.new(now, floor=supervisor.spawning.floor(name))
+    if process is not None and life.invocation != process.invocation and (known is None or process.ended is None):
+        life = Life.found(process.invocation, now)  # one that ended meanwhile ran until then: policy says what follows
+    agent = supervisor.add(unit, name, policy, life, _endings(blob))
     agent.level = str(blob.get("level", ""))
     _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:

@@ -51,8 +51,8 @@ ENDINGS = 16
 ASK_AGAIN = 1.0
 """Seconds until a keeper that did not answer is asked again for a heartbeat."""
 
-_PASSING = frozenset({11, 12, 16})
-"""EAGAIN, ENOMEM, EBUSY: the same plan may work later."""
+_PASSING = frozenset({11, 12, 16, 23, 24, 28, 98, 110, 122})
+"""EAGAIN, ENOMEM, EBUSY, ENFILE, EMFILE, ENOSPC, EADDRINUSE, ETIMEDOUT, EDQUOT: the same plan may work later."""
 
 
 class World(Protocol):
@@ -158,8 +158,11 @@ class Agent:
             effect = await self._effects.get()
             try:
                 await self._do(effect)
-            except (NotActive, Unavailable, TooLate):
-                continue  # gone already: its end is on its way; or no keeper: adoption and deadlines repeat what is due
+            except (NotActive, Unavailable):
+                continue  # gone already: its end is on its way; or no keeper: adoption repeats what is due
+            except TooLate:
+                if isinstance(effect, Spawn):
+                    raise  # it may run or not: the next daemon finds out
 
     async def _do(self, effect: Spawn | Signal | Kill) -> None:
         match effect:
@@ -174,7 +177,9 @@ class Agent:
         try:
             process = await self._world.spawn(self, invocation)
         except (Unavailable, TooLate):
-            raise
+            raise  # without an answer it may run: whoever adopts what lives finds out
+        except OSError as error:  # of making the plan, on a full disk for example
+            self.post(Refused(invocation, f"its plan cannot be made: {error}", retry=True))
         except SpawnFailed as error:
             passing = error.detail.get("errno") in _PASSING
             self.post(Refused(invocation, str(error), retry=passing))

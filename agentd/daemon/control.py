@@ -105,7 +105,7 @@ class Controller:
 
     async def restart(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
         """Stop it if it runs, and run it."""
-        agent = self._supervisor.get(unit)
+        agent = self._permit(unit, "restart")
         if agent.life.phase not in LIVE:
             return await self.start(unit, actor, wait)
         before = agent.life.invocation
@@ -151,6 +151,7 @@ class Controller:
 
     async def deploy(self, files: list[Json], actor: Actor) -> Json:
         """Install what is right, then start what is new and restart what changed."""
+        self._going_on()
         loaded = self._read(files)
         findings = list(loaded.findings)
         done: dict[str, list[str]] = {"started": [], "restarted": [], "unchanged": []}
@@ -173,6 +174,7 @@ class Controller:
 
     async def run(self, name: str, unit: Json, actor: Actor) -> Json:
         """A transient unit: it is gone when the fleet goes down."""
+        self._going_on()
         if name in SYSTEM_UNITS:
             raise UnitFileError(f"{name!r} is the name of one of agentd's own units.", hint="Choose another --name.")
         if name in self._supervisor.agents and self._supervisor.agents[name].life.phase in LIVE:
@@ -261,9 +263,13 @@ class Controller:
         agent = self._supervisor.get(unit)
         if agent.unit is None and what in ("stop", "remove"):
             raise Denied(f"{unit} is one of agentd's own units.", hint="agentctl down stops everything.")
+        self._going_on()
+        return agent
+
+    def _going_on(self) -> None:
+        """Nothing is begun any more once everything is being stopped."""
         if self._supervisor.stopping:
             raise Conflict("agentd is going down.", hint="agentctl up starts it again.")
-        return agent
 
     def _agent_unit(self, name: str) -> Agent:
         agent = self._supervisor.get(name)

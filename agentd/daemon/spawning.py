@@ -191,7 +191,7 @@ class Spawning:
         _write(file, json.dumps(settings, indent=1), 0o644, None)
         return System(
             "router",
-            (sys.executable, "-m", "agentd.router.main", "--config", str(file)),
+            (sys.executable, "-P", "-m", "agentd.router.main", "--config", str(file)),
             listeners=(self._facts("router"),),
             secrets={"bus": self.bus_password().encode()},
             directories={channels: 0o711},
@@ -213,7 +213,7 @@ class Spawning:
         _write(file, json.dumps(settings, indent=1), 0o644, None)
         return System(
             "gateway",
-            (sys.executable, "-m", "agentd.gateway.main", "--config", str(file)),
+            (sys.executable, "-P", "-m", "agentd.gateway.main", "--config", str(file)),
             listeners=(self._facts("gateway"), Listener("http", f"tcp:{self.config.gateway.listen}")),
             secrets={"secret": self._place.secret, **keys},
             directories={state: 0o700},

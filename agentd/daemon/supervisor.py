@@ -22,7 +22,7 @@ from agentd.daemon.telling import unit_fact
 from agentd.errors import AgentdError, NoSuchUnit
 from agentd.host.keeper import Keeper
 from agentd.keeper.plan import Process
-from agentd.model.lifecycle import LIVE, Asked, Ended, Life, Note, Now, Phase, Policy, Ready, Start, Stop
+from agentd.model.lifecycle import LIVE, Asked, Ended, Ending, Life, Note, Now, Phase, Policy, Ready, Start, Stop
 from agentd.model.liveness import Activity
 from agentd.model.ordering import generations
 from agentd.model.unit import Unit
@@ -77,9 +77,10 @@ class Supervisor:
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
-    def add(self, unit: Unit | None, name: str, policy: Policy, life: Life) -> Agent:
-        """Supervise a unit (None: a system unit). It is not started."""
+    def add(self, unit: Unit | None, name: str, policy: Policy, life: Life, endings: Iterable[Ending] = ()) -> Agent:
+        """Supervise a unit (None: a system unit) whose earlier invocations ended like this. It is not started."""
         agent = Agent(name, unit, policy, life, self)
+        agent.endings.extend(endings)
         self.agents[name] = agent
         self._tell(agent)
         agent.arm()
@@ -118,13 +119,16 @@ class Supervisor:
         agent = self.agents.pop(name)
         self.waiting.pop(name, None)
         self.facts.drop(f"unit/{name}")
-        await agent.close()
-        self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
         self.losses.pop(name, None)
-        await self.keeper.forget(name)
-        self.spawning.forget(name)
+        self.spawning.forget(name)  # all of ours before the first wait: from there on the name may be another's
+        try:
+            self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
+        finally:
+            forgetting = asyncio.ensure_future(self.keeper.forget(name))
+            await agent.close()
+            await forgetting
 
     # --- starting and stopping ----------------------------------------------------------------------------------------
 
@@ -154,7 +158,12 @@ class Supervisor:
         self.stopping = True
         self.waiting.clear()
         self.tell_fleet()
-        for generation in reversed(generations(dict(self.units()))):
+        units = dict(self.units())
+        try:
+            order = generations(units)
+        except AgentdError:  # files changed while we were away, and what runs is a circle: no order is better
+            order = [tuple(units)]
+        for generation in reversed(order):
             await self._stop_these([name for name in generation if name in self.agents], asked)
         for name in ("gateway", "router", "bus"):
             if name in self.agents:

@@ -111,7 +111,7 @@ class Keeper:
         return dict((await self._ask("beats"))["beats"])
 
     async def blob(self, unit: str, text: str | None) -> None:
-        """Leave up to 64 KiB with the keeper for the next daemon; None drops it."""
+        """Leave up to 1 MiB with the keeper for the next daemon; None drops it."""
         await self._ask("blob", unit=unit, text=text)
 
     async def forget(self, unit: str) -> None:

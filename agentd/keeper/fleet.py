@@ -24,7 +24,7 @@ from agentd.keeper.unit import Unit
 Json = dict[str, Any]
 SPAWN_TIMEOUT = 10.0
 """Seconds from fork to exec; a child that hangs there (a dead network file system) is killed."""
-BLOB_SIZE = 64 << 10
+BLOB_SIZE = 1 << 20
 END_TIMEOUT = 5.0
 """Seconds that the last units have to disappear after SIGKILL."""
 
@@ -83,15 +83,25 @@ class Fleet:
         return any(unit.alive for unit in self._units.values())
 
     def owner(self, pid: int) -> str | None:
-        """The unit to whose tree this process belongs, as far as its ancestors and cgroups tell."""
+        """The unit to whose tree this process belongs, as far as its ancestors and cgroups tell.
+
+        Offspring of ours that is neither the daemon nor started by it belongs to some unit: it is an orphan. So does,
+        for all we know, a process that is gone already: it may have passed the connection on.
+        """
         for unit in self._mains.values():
             if unit.kill_cgroup is not None and pid in cgroup.pids(unit.kill_cgroup):
                 return unit.name
         while pid > 1:
             if pid in self._mains:
                 return self._mains[pid].name
+            if pid in self.strangers:
+                return None
             row = tree.read_stat(pid)
-            pid = row.parent if row else 0
+            if row is None or row.state in "ZX":
+                return "(gone)"
+            if row.parent == os.getpid():
+                return "(orphan)"
+            pid = row.parent
         return None
 
     # Requests
@@ -119,7 +129,7 @@ class Fleet:
         self._answers[unit.name] = answer
         self._mains[child.pid] = unit
         unit.watch_exit(self.reap)
-        deadline = self._loop.after(SPAWN_TIMEOUT, lambda: self._overdue(unit))
+        deadline = self._loop.after(SPAWN_TIMEOUT, lambda: self._overdue(unit, child))
 
         def decided(_: int) -> None:
             deadline.cancel()
@@ -286,10 +296,10 @@ class Fleet:
             unit.started()
             self._answer(unit, {"process": asdict(unit.known()), "listeners": _addresses(unit)})
 
-    def _overdue(self, unit: Unit) -> None:
-        if unit.child is not None:
+    def _overdue(self, unit: Unit, child: process.Child) -> None:
+        if child.report >= 0:  # else it was concluded, at its death perhaps, and its number may be another's
             self._late.add(unit.name)
-            os.kill(unit.child.pid, signal.SIGKILL)
+            os.kill(child.pid, signal.SIGKILL)
 
     def _answer(self, unit: Unit, body: Json) -> bool:
         answer = self._answers.pop(unit.name, None)

@@ -25,6 +25,8 @@ from agentd.wire.peer import credentials
 VERSION = 1
 _HISTORY = 4096
 _RECORDS_A_LINE = 200
+_BATCHES_MOST = 100
+"""Batches of records that a client keeps while they cannot be stored; then it begins anew from what is stored."""
 _RETRY_FIRST, _RETRY_MOST = 0.02, 0.5
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -302,6 +304,9 @@ class Client:
         """One connection, from hello to its end; whether it ever worked."""
         reader, writer = await asyncio.open_unix_connection(self._path, limit=LINE_MAX * 64)
         lines = Lines(reader, writer)
+        batches: asyncio.Queue[list[dict[str, Any]]] = asyncio.Queue(_BATCHES_MOST)
+        keeping = asyncio.create_task(self._keep(lines, batches))
+        keeping.add_done_callback(lambda _: writer.transport.abort())
         hello: dict[str, Any] = {"facts": VERSION, "client": self._name, "have": None}
         if self._rev >= 0:
             hello["have"] = [self.epoch, self._rev]
@@ -316,23 +321,34 @@ class Client:
             self._take(first)
             self._linked(True)
             while (line := await lines.read()) is not None:
-                await self._hear(lines, line)
+                self._hear(batches, line)
+            if keeping.done():
+                keeping.result()
             return True
         finally:
             self._lines = None
             if self.connected:
                 self._linked(False)
+            keeping.cancel()
             await lines.close()
 
-    async def _hear(self, lines: Lines, line: dict[str, Any]) -> None:
+    def _hear(self, batches: asyncio.Queue[list[dict[str, Any]]], line: dict[str, Any]) -> None:
         if "answer" in line:
             self._settle(line)
-        elif "records" in line:
-            if self._on_records is not None:
-                self._stored = await self._on_records(line["records"])
-                lines.write({"stored": self._stored})
-        else:
+        elif "records" not in line:
             self._take(line)
+        elif batches.full():
+            raise ProtocolError("records come faster than they are stored")
+        else:
+            batches.put_nowait(line["records"])
+
+    async def _keep(self, lines: Lines, batches: asyncio.Queue[list[dict[str, Any]]]) -> None:
+        """Have records stored beside the link: a journal that is paused holds up neither facts nor answers."""
+        while True:
+            batch = await batches.get()
+            if self._on_records is not None:
+                self._stored = await self._on_records(batch)
+                lines.write({"stored": self._stored})
 
     def _take(self, line: dict[str, Any]) -> None:
         """Apply facts: everything, or what changed."""

@@ -154,7 +154,7 @@ def test_a_start_that_did_not_come_up_is_exit_code_1(daemon: StandIn, agentctl: 
 
 
 def test_run_sends_what_was_said_and_nothing_else(daemon: StandIn, agentctl: Agentctl, tmp_path: Path) -> None:
-    """A run starts here and is left alone when it is done; other settings that were not named stay out, so that the unit
+    """A run starts here and is left alone when it is done; settings that were not named stay out, so that the unit
     table's defaults hold; options of CMD are CMD's."""
     daemon.answers["POST /v1/run"] = (200, ONE)
     agentctl("run", "--name", "x", "--", "sleep", "60", "--json", "--wait")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-from tests.fleet import fleet
+from tests.fleet import Fleet, fleet
 from tests.waiting import wait_until
 
 SLEEPER = '[agent]\nexec = ["sleep", "1000"]\n'
@@ -51,6 +55,25 @@ def test_an_operators_stop_wins_and_start_brings_it_back(short_dir: Path) -> Non
         wait_until(lambda: f.answers() and f.get("/v1/status")["agentd"]["pid"] != daemon, 15)
         assert f.unit("a")["state"] == "inactive"
         assert f.post("/v1/units/a/start")["state"] == "running"
+
+
+def test_how_a_resting_unit_ended_is_told_also_by_the_next_daemon(short_dir: Path) -> None:
+    """A router that was away must learn it, or it would count an innocent stop as a crash."""
+
+    def endings() -> list[list[str]]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(f.runtime / "facts" / "daemon.sock"))
+            sock.sendall(b'{"facts":1,"client":"test","have":null}\n')
+            with sock.makefile() as lines:
+                told: list[list[str]] = json.loads(lines.readline())["full"]["unit/a"]["endings"]
+                return told
+
+    with fleet(short_dir, {"a": SLEEPER}) as f:
+        invocation = f.wait("a", state="running")["invocation"]
+        f.post("/v1/units/a/stop")
+        assert endings() == [[invocation, "stopped"]]
+        f.kill_daemon()
+        assert endings() == [[invocation, "stopped"]]
 
 
 def test_units_start_in_order_and_a_waiting_one_says_for_whom(short_dir: Path) -> None:
@@ -123,3 +146,45 @@ def test_a_crash_is_answered_within_milliseconds(short_dir: Path) -> None:
         at = f.kill(pid)
         f.wait("a", state="running", restarts=1)
         assert time.monotonic() - at < 1.0
+
+
+def test_nothing_starts_again_while_everything_goes_down(short_dir: Path) -> None:
+    """The operator's ``down`` wins over a restart, a run or a deploy that comes a moment later."""
+    stubborn = '[agent]\nexec = ["sh", "-c", "trap : TERM; while :; do sleep 0.1; done"]\nstop_timeout = "2s"\n'
+    with fleet(short_dir, {"a": stubborn}) as f:
+        f.wait("a", state="running")
+        f.post("/v1/down")
+        assert f.ask("POST", "/v1/units/a/restart")[0] == 409
+        assert f.ask("POST", "/v1/run", {"name": "b", "unit": {"agent": {"exec": ["sleep", "9"]}}})[0] == 409
+        files = [{"path": str(short_dir / "a.toml"), "text": stubborn + 'description = "new"\n'}]
+        assert f.ask("POST", "/v1/deploy", {"files": files})[0] == 409
+        assert f.process is not None
+        begun = time.monotonic()
+        assert f.process.wait(20) == 0
+        assert time.monotonic() - begun < 10
+
+
+def test_units_that_wait_for_each_other_stop_all_the_same(short_dir: Path) -> None:
+    """A file that broke and one that changed, at once: what runs may be a circle, and ``down`` still ends it."""
+    with fleet(short_dir, {"a": SLEEPER + 'after = ["b"]\n', "b": SLEEPER}) as f:
+        f.wait("a", state="running")
+        (f.units / "a.toml").write_text("broken")
+        (f.units / "b.toml").write_text(SLEEPER + 'after = ["a"]\n')
+        f.kill_daemon()
+        f.post("/v1/down")
+        assert f.process is not None
+        assert f.process.wait(20) == 0
+
+
+def test_modules_where_agentd_was_started_are_not_executed(short_dir: Path) -> None:
+    """Root may stand in anybody's directory when starting agentd."""
+    (short_dir / "heapq.py").write_text(f"open({str(short_dir / 'executed')!r}, 'w')\nraise SystemExit(1)\n")
+    made = Fleet(short_dir)
+    argv = [Path(sys.executable).with_name("python"), "-P", "-m", "agentd", "--config", str(made.config)]
+    argv += ["--units", str(made.units), "--state", str(made.state), "--runtime", str(made.runtime)]
+    made.process = process = subprocess.Popen(argv, cwd=short_dir, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: made.answers() or process.poll() is not None, 20)
+        assert not (short_dir / "executed").exists()
+    finally:
+        made.stop()

@@ -434,3 +434,18 @@ def test_daemon_and_keeper_show_their_memory_to_nobody(short_dir: Path) -> None:
         finally:
             plain.kill()
             quiet.stop()
+
+
+@pytest.mark.root
+def test_a_removed_units_files_are_not_its_successors(short_dir: Path) -> None:
+    """A uid whose files are still there is given to nobody else; the same name gets it, and them, again."""
+    secret = short_dir / "s" / "home" / "a" / "secret"
+    thief = f'[agent]\nexec = ["sh", "-c", "cat {secret}; sleep 1000"]\n'
+    owner = f'[agent]\nexec = ["sh", "-c", "test -f secret || echo mine > secret; cat {secret}; sleep 1000"]\n'
+    with fleet(short_dir, {"a": owner}) as f:
+        wait_until(lambda: "mine" in f.log_of("a"))
+        assert f.ask("DELETE", "/v1/units/a")[0] == 200
+        f.post("/v1/deploy", {"files": [{"path": str(short_dir / "b.toml"), "text": thief}]})
+        wait_until(lambda: "ermission denied" in f.log_of("b"))
+        f.post("/v1/deploy", {"files": [{"path": str(short_dir / "a.toml"), "text": owner}]})
+        wait_until(lambda: f.log_of("a").count("mine") == 2)

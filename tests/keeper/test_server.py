@@ -75,13 +75,13 @@ def test_newer_client_replaces_the_older(keeper: Keeper) -> None:
 
 
 def test_blobs_are_kept_bounded_and_dropped(keeper: Keeper) -> None:
-    """64 KiB at most; null drops; forget drops."""
+    """1 MiB at most; null drops; forget drops."""
     client = keeper.client()
-    client.done("blob", unit="x", text="ä" * (32 << 10))
-    assert client.refused("blob", unit="x", text="y" * ((64 << 10) + 1))["code"] == "too_long"
+    client.done("blob", unit="x", text="ä" * (512 << 10))
+    assert client.refused("blob", unit="x", text="y" * ((1 << 20) + 1))["code"] == "too_long"
     client.done("blob", unit="y", text="other")
     client.done("forget", unit="y")
-    assert keeper.client().welcome["blobs"] == {"x": "ä" * (32 << 10)}  # type: ignore[attr-defined]
+    assert keeper.client().welcome["blobs"] == {"x": "ä" * (512 << 10)}  # type: ignore[attr-defined]
     client = keeper.client()
     client.done("blob", unit="x", text=None)
     assert keeper.client().welcome["blobs"] == {}  # type: ignore[attr-defined]
@@ -175,6 +175,47 @@ def test_a_units_own_process_is_refused(keeper: Keeper) -> None:
     client.done("spawn", plan=keeper.python(script, str(keeper.directory / "keeper.sock")))
     assert client.event("ended")["process"]["exit"] == 0
     assert client.done("beats")["beats"] == {}
+
+
+@pytest.mark.parametrize("way_in", ["orphan", "passed on"])
+def test_what_a_unit_left_behind_is_refused(keeper: Keeper, way_in: str) -> None:
+    """Neither an orphan of a unit, whose parent is the keeper, nor a connection that a dead process made."""
+    client = keeper.client()
+    script = """
+import os, signal, socket, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombie
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+if sys.argv[2] == "orphan":
+    parent = os.getpid()
+    child = os.fork()
+    if child:
+        time.sleep(1000)
+    if os.fork():
+        os._exit(0)
+    while os.getppid() == child or os.getppid() == parent:
+        time.sleep(0.01)
+    s.connect(sys.argv[1])
+else:
+    keeper = int(sys.argv[3])
+    os.kill(keeper, signal.SIGSTOP)  # as a busy keeper would be
+    if (child := os.fork()) == 0:
+        s.connect(sys.argv[1])
+        os._exit(0)
+    while os.path.exists(f"/proc/{child}"):
+        time.sleep(0.01)
+    os.kill(keeper, signal.SIGCONT)
+try:
+    s.send(b'{"hello": 1}')
+    print("served" if s.recv(9999) else "refused", flush=True)
+except OSError:
+    print("refused", flush=True)
+"""
+    plan = keeper.python(script, str(keeper.directory / "keeper.sock"), way_in, str(keeper.process.pid))
+    client.done("spawn", plan=plan)
+    wait_until(lambda: keeper.log().endswith("\n"))
+    assert keeper.log() == "refused\n"
+    client = keeper.client()
+    client.ask("kill", unit="a", invocation="0000000000000001")
 
 
 def test_keeper_is_small() -> None:

@@ -168,6 +168,68 @@ async def test_records_come_once_each_and_survive_the_clients_absence(short_dir:
             await until(lambda: seen == [1, 2, 3])
 
 
+async def test_a_journal_that_does_not_store_holds_up_neither_facts_nor_calls(short_dir: Path) -> None:
+    """Supervision never waits for the journal: while a batch is not stored, facts and answers are heard as ever."""
+    facts, paused, seen = Facts("owner"), asyncio.Event(), list[int]()
+
+    async def store(batch: list[dict[str, Any]]) -> int:
+        await paused.wait()
+        seen.extend(record["seq"] for record in batch)
+        return int(batch[-1]["seq"])
+
+    async def answer(params: dict[str, Any]) -> int:
+        return 7
+
+    client = Client(short_dir / "s", "t", on_records=store)
+    async with serving(facts, short_dir / "s", {"m": answer}), running(client):
+        await until(lambda: client.connected)
+        facts.record("a", "u")
+        await asyncio.sleep(0.05)
+        facts.set("unit/a", {"exhausted": True})
+        await until(lambda: "unit/a" in client.facts)
+        assert await client.call("m", {}, timeout=1.0) == 7
+        facts.record("b", "u")
+        paused.set()
+        await until(lambda: seen == [1, 2] and not facts.records_after(0))
+
+
+async def test_records_that_come_faster_than_they_are_stored_are_bounded(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client keeps some batches, then begins anew from what is stored; the owner's spool keeps the rest."""
+    monkeypatch.setattr(wire, "_BATCHES_MOST", 2)
+    facts, paused, seen = Facts("owner"), asyncio.Event(), list[int]()
+
+    async def store(batch: list[dict[str, Any]]) -> int:
+        await paused.wait()
+        seen.extend(record["seq"] for record in batch)
+        return int(batch[-1]["seq"])
+
+    links: list[bool] = []
+    client = Client(short_dir / "s", "t", on_records=store, on_link=links.append)
+    async with serving(facts, short_dir / "s"), running(client):
+        for _ in range(8):
+            facts.record("a", "u")
+            await asyncio.sleep(0.02)
+        await until(lambda: False in links)
+        paused.set()
+        await until(lambda: sorted(set(seen)) == list(range(1, 9)) and not facts.records_after(0))
+
+
+async def test_a_store_that_fails_is_not_silent(short_dir: Path) -> None:
+    """What goes wrong in the client's own hands ends the client: whoever runs it hears of it."""
+    facts = Facts("owner")
+
+    async def store(batch: list[dict[str, Any]]) -> int:
+        raise ZeroDivisionError
+
+    async with serving(facts, short_dir / "s"):
+        facts.record("a", "u")
+        with pytest.raises(ZeroDivisionError):
+            async with asyncio.timeout(5):
+                await Client(short_dir / "s", "t", on_records=store).run()
+
+
 async def test_a_full_spool_drops_the_oldest_and_says_so() -> None:
     """Bounded, counted, visible."""
     facts = Facts("owner", spool=3)
