@@ -76,7 +76,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a hang is forgiven: no failure is counted",
         "lifecycle",
-        "elif ending.cause is Cause.hung and not life.again:",
+        "elif ending.cause in (Cause.hung, Cause.failed) and not life.again:",
         "elif False:",
     ),
     Mutant(
@@ -156,6 +156,84 @@ MUTANTS: tuple[Mutant, ...] = (
         "lifecycle",
         '{"wanted": True, "failures": (), "attempt": 0, "probation": False, "restarts": 0}',
         '{"wanted": True}',
+    ),
+    Mutant(
+        "what it needs is not waited for",
+        "lifecycle",
+        "    if life.awaits is not None:\n        moved, _",
+        "    if False:\n        moved, _",
+    ),
+    Mutant(
+        "what is ready at last is not told to those who wait",
+        "lifecycle",
+        "return _spawn(life, event.text, now) if life.waiting else (life, ())",
+        "return life, ()",
+    ),
+    Mutant(
+        "a wait goes on although all is ready",
+        "lifecycle",
+        "life = replace(life, awaits=None)",
+        "life = replace(life, awaits=life.awaits)",
+    ),
+    Mutant(
+        "a wait stops what runs",
+        "lifecycle",
+        "    if not life.waiting:\n        return replace(life, awaits=event.text), ()",
+        "    if not life.waiting:\n        return _enter(life, Phase.inactive, event.text, now)",
+    ),
+    Mutant(
+        "an operator's stop does not reach a unit that waits",
+        "lifecycle",
+        "        Phase.inactive: _stop_waiting,\n",
+        "",
+    ),
+    Mutant(
+        "who is bound to what ended goes on",
+        "lifecycle",
+        "Follow: {Phase.starting: _follow, Phase.running: _follow},",
+        "Follow: {},",
+    ),
+    Mutant(
+        "who follows is not wanted any more",
+        "lifecycle",
+        "return _stop(life, Purpose.follow, event.text, policy, now)",
+        "return _stop(replace(life, wanted=False), Purpose.follow, event.text, policy, now)",
+    ),
+    Mutant(
+        "following counts as a fault",
+        "lifecycle",
+        "return _stop(life, Purpose.follow, event.text, policy, now)",
+        "return _stop(life, Purpose.hang, event.text, policy, now)",
+    ),
+    Mutant(
+        "a run may last for ever as long as it beats",
+        "lifecycle",
+        "return due if end is None else min(due, end)",
+        "return due",
+    ),
+    Mutant(
+        "a run without a heartbeat may last for ever",
+        "lifecycle",
+        "    if policy.heartbeat is None:\n        return end\n",
+        "    if policy.heartbeat is None:\n        return None\n",
+    ),
+    Mutant(
+        "who ran too long is killed unasked",
+        "lifecycle",
+        "return _stop(life, Purpose.overrun, text, policy, now)",
+        "return _stop(life, Purpose.hang, text, policy, now)",
+    ),
+    Mutant(
+        "a run that was too long is nobody's fault",
+        "lifecycle",
+        "cause = Cause.failed if life.purpose is Purpose.overrun else Cause.hung",
+        "cause = Cause.stopped if life.purpose is Purpose.overrun else Cause.hung",
+    ),
+    Mutant(
+        "listed exit statuses are no success",
+        "lifecycle",
+        "clean = event.exit in policy.success",
+        "clean = False",
     ),
     Mutant(
         "restarts are not counted",

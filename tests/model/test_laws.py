@@ -36,6 +36,6 @@ def test_the_histories_visit_every_cell_of_the_table() -> None:
 
     spy = ModuleType("spy")
     spy.step = watched  # type: ignore[attr-defined]
-    for history in random_histories(1000):
+    for history in random_histories(2000):
         lifecycle_law(spy, history)
     assert {(kind, phase) for kind, row in lifecycle.TABLE.items() for phase in row} - visited == set()
