@@ -19,13 +19,13 @@ Six facts make up a life beside its phase:
 * ``invocation``, present exactly in starting, running and stopping. There is one at a time: a new one is minted only
   once the Ended or Refused of the old one is there, so a stop that meets a spawn under way waits for its answer.
 * ``hold``, a level: while it is set the unit does not run. It says nothing about fault.
-* ``awaits``, a level: while it is set the unit is not spawned, because what it needs is not ready. What runs goes on; a
-  wanted unit that cannot be spawned for it is ``waiting`` (inactive and wanted) until Proceed. Who needs whom is not
+* ``awaits``, a level: while it is set the unit is not spawned, because what it needs is not ready. What runs goes on;
+  a wanted unit that cannot be spawned for it is ``waiting`` (inactive and wanted) until Proceed. Who needs whom is not
   known here; ``Follow`` stops a unit that cannot go on without what it is bound to, and leaves it wanted.
 * ``purpose``, why it began to stop. It decides the cause that the end is given: ``stop``, ``restart``, ``hold`` and
   ``follow`` are ours, so the end is clean whatever the exit status; ``hang``, ``start_timeout`` and ``overrun`` are the
-  unit's fault, a failure. What comes after the end is decided at the end: by ``wanted``, ``hold``, ``awaits``, and for a
-  failure by the policy.
+  unit's fault, a failure. What comes after the end is decided at the end: by ``wanted``, ``hold``, ``awaits``, and for
+  a failure by the policy.
 * ``deadline``, the one next moment that matters: start_timeout in starting, heartbeat or the end of runtime_max in
   running, stop_timeout in stopping, the next try in backoff and parked; nothing elsewhere.
 
@@ -98,10 +98,10 @@ from agentd.model.life import (
 from agentd.model.quantity import show_duration
 
 __all__ = [
-    "AT_FAULT", "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE",
-    "Asked", "Await", "Beat", "Cause", "Deadline", "Effect", "Ended", "Ending", "Event", "Excused", "Follow", "Hang",
-    "Hold", "Kill", "Life", "Note", "Now", "Of", "Phase", "Policy", "Proceed", "Purpose", "Ready", "Refused", "Release", "Restart", "Signal",
-    "Spawn", "Spawned", "Start", "Stop", "step",
+    "AT_FAULT", "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE", "Asked", "Await", "Beat", "Cause", "Deadline",
+    "Effect", "Ended", "Ending", "Event", "Excused", "Follow", "Hang", "Hold", "Kill", "Life", "Note", "Now", "Of",
+    "Phase", "Policy", "Proceed", "Purpose", "Ready", "Refused", "Release", "Restart", "Signal", "Spawn", "Spawned",
+    "Start", "Stop", "step",
 ]  # fmt: skip
 
 Step = tuple[Life, tuple[Effect, ...]]

@@ -59,8 +59,8 @@ class Agent(Section):
     requires: tuple[str, ...] = Field(
         (),
         description="Units that it needs. They are started with it, and it starts once they are ready; while one is "
-        "not, it is not started or restarted, and says why. An operator's stop of one stops it too. If one dies, it goes "
-        "on as degraded and is told so.",
+        "not, it is not started or restarted, and says why. An operator's stop of one stops it too. If one dies, it "
+        "goes on as degraded and is told so.",
     )
     binds_to: tuple[str, ...] = Field(
         (),

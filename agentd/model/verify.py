@@ -129,7 +129,7 @@ def _related(
     key, needed = f"[agent] {relation}", relation != "after"
     for other in others:
         if other in SYSTEM_UNITS and needed:
-            message = f"{other} is one of agentd's own units: every unit needs it, and none can be tied to it. Refusing."
+            message = f"{other} is one of agentd's own units: every unit needs it anyway. Refusing."
             yield Finding(name, key, message, f"Remove {other} from {relation}.")
         elif other in SYSTEM_UNITS:
             message = f"{other} is one of agentd's own units and always starts before the agents. Ignoring."
