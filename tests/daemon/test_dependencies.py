@@ -139,7 +139,7 @@ def test_a_unit_is_not_restarted_before_what_it_requires(short_dir: Path) -> Non
 
 
 def group(strategy: str) -> dict[str, str]:
-    """base ← left, right; left ← leaf: all of them one group; ``left`` has the strategy, ``apart`` is none of theirs.
+    """base ← left, right; left ← leaf: one group. ``left`` has the strategy, ``apart`` is none of theirs."""
     return {
         "base": unit(),
         "left": unit(agent='binds_to = ["base"]', restart=f'strategy = "{strategy}"'),

@@ -565,6 +565,110 @@ ORDERING_LAWS: tuple[Callable[[ModuleType, Graph], None], ...] = (
 )  # fmt: skip
 
 
+# --- who is restarted, stopped and started with whom ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Ties without a cycle: each unit may name units that come before it in some order, in any of the three ways."""
+
+    after: Graph
+    requires: Graph
+    binds_to: Graph
+
+    def all(self, name: str) -> set[str]:
+        """Whom it depends on directly."""
+        return {*self.after[name], *self.requires[name], *self.binds_to[name]} & set(NAMES)
+
+    def needs(self, name: str) -> set[str]:
+        """Without whom it is not started."""
+        return {*self.requires[name], *self.binds_to[name]} & set(NAMES)
+
+
+def fleets() -> st.SearchStrategy[Fleet]:
+    """Three relations over one order of the units."""
+    few = st.lists(st.sampled_from(NAMES), max_size=2)
+    every = st.fixed_dictionaries(dict.fromkeys(NAMES, few))
+
+    def build(drawn: list[Graph], order: Sequence[str]) -> Fleet:
+        kept = [{n: tuple(o for o in g[n] if order.index(o) < order.index(n)) for n in NAMES} for g in drawn]
+        return Fleet(*kept)
+
+    return st.builds(build, st.lists(every, min_size=3, max_size=3), st.permutations(NAMES))
+
+
+def closure(first: str, neighbours: Callable[[str], set[str]]) -> set[str]:
+    """All that can be reached: the naive way, until nothing more is found."""
+    found = {first}
+    while more := {other for one in found for other in neighbours(one)} - found:
+        found |= more
+    return found
+
+
+def dependants(fleet: Fleet, relation: Callable[[str], set[str]]) -> Callable[[str], set[str]]:
+    """A relation the other way round."""
+    return lambda name: {other for other in NAMES if name in relation(other)}
+
+
+def relations_of(relations: ModuleType, fleet: Fleet) -> Any:
+    """The index of a fleet, after some units were put in twice and others taken out again."""
+    index = relations.Relations()
+    for name in NAMES:
+        index.put(name, relations.Ties(after=("a", "b"), requires=("c",), binds_to=("d",)))
+    for name in NAMES[::2]:
+        index.drop(name)
+    for name in NAMES:
+        index.put(name, relations.Ties(fleet.after[name], fleet.requires[name], fleet.binds_to[name]))
+    return index
+
+
+def in_start_order(fleet: Fleet, generations: Sequence[Sequence[str]]) -> None:
+    """Nobody starts with or before one of those that it depends on; everybody stands there once."""
+    flat = [name for generation in generations for name in generation]
+    assert len(flat) == len(set(flat))
+    rank = {name: n for n, generation in enumerate(generations) for name in generation}
+    assert all(rank[other] < rank[name] for name in flat for other in fleet.all(name) if other in rank)
+
+
+def relations_law(relations: ModuleType, fleet: Fleet) -> None:
+    """The index says of every unit what its file says, both ways round, whatever was there before."""
+    index = relations_of(relations, fleet)
+    for name in NAMES:
+        assert set(index.of(name).needs) == fleet.needs(name)
+        assert set(index.of(name).all) == fleet.all(name)
+        assert index.dependants(name) == sorted(dependants(fleet, fleet.all)(name))
+        assert index.needing(name) == sorted(dependants(fleet, fleet.needs)(name))
+        assert index.bound(name) == sorted(other for other in NAMES if name in fleet.binds_to[other])
+        assert relations.reached(name, fleet.all) == closure(name, fleet.all)
+
+
+def strategy_law(strategy: ModuleType, fleet: Fleet) -> None:
+    """Exactly those are restarted, stopped and started whom the page of the module names, in order."""
+    from agentd.model import relations
+
+    index = relations_of(relations, fleet)
+
+    def binds(name: str) -> set[str]:
+        return set(fleet.binds_to[name])
+
+    bound = dependants(fleet, binds)
+    for name in NAMES:
+        joined = closure(name, lambda one: binds(one) | bound(one))
+        later = closure(name, dependants(fleet, fleet.all)) & joined
+        expected = {"one_for_one": closure(name, bound), "rest_for_one": later, "one_for_all": joined}
+        for how, names in expected.items():
+            restarted = strategy.restarted(how, name, index)
+            assert {one for generation in restarted for one in generation} == names
+            in_start_order(fleet, restarted)
+        stopped = strategy.stopped(name, index)
+        assert {one for gen in stopped for one in gen} == closure(name, dependants(fleet, fleet.needs))
+        in_start_order(fleet, stopped[::-1])
+        assert stopped[-1] == (name,), "dependants stop first"
+        started = strategy.started(name, index)
+        assert {one for gen in started for one in gen} == closure(name, fleet.needs)
+        in_start_order(fleet, started)
+
+
 # --- activity ---------------------------------------------------------------------------------------------------------
 
 
