@@ -127,14 +127,13 @@ class Dependencies:
             return
         self._asked.pop(name, None)
         self._start_needed(name, asked)
-        agent = self._agents[name]
-        if agent.life.phase not in LIVE:
-            self._tell_waits(agent)
-        agent.post(Start(asked.actor, asked.reason, asked.correlation))
+        self._tell_waits(self._agents[name])
+        self._agents[name].post(Start(asked.actor, asked.reason, asked.correlation))
 
     def restart(self, name: str, asked: Asked) -> None:
-        """Restart a unit that lives, and start what it needs."""
+        """Stop a unit if it runs, and start it and what it needs."""
         self._start_needed(name, asked)
+        self._tell_waits(self._agents[name])
         self._agents[name].post(Restart(asked.actor, asked.reason, asked.correlation))
 
     def cancel(self, name: str | None = None) -> None:
@@ -146,6 +145,9 @@ class Dependencies:
         """Keep this unit down until ``by`` has stopped; it stops now, and is wanted as before."""
         self._parting[name] = by
         self._look(name)
+        if (asked := self._asked.pop(name, None)) is not None:
+            self._tell_waits(self._agents[name])  # its start goes on, once the other is back: it does not bring it back
+            self._agents[name].post(Start(asked.actor, asked.reason, asked.correlation))
 
     def parted(self, names: Iterable[str]) -> None:
         """The orderly stop of these is over."""
