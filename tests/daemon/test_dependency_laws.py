@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import Phase as Stage
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentd.daemon import dependencies
@@ -42,7 +41,8 @@ from tests.model.laws import NAMES, Fleet, closure, dependants, fleets
 
 HOWS = ("one_for_one", "rest_for_one", "one_for_all")
 ACTIONS = (
-    "start", "start", "stop", "restart", "spawn", "spawn", "spawn", "spawn", "crash", "crash", "end", "end", "due", "turn",
+    "start", "start", "stop", "restart", "spawn", "spawn", "spawn", "spawn", "crash", "crash", "end", "end", "due",
+    "turn",
 )  # fmt: skip
 
 
@@ -278,16 +278,31 @@ MUTANTS = {
     "what is required is not started too": ("or self._comes(one):", "or True:"),
     "who is bound goes on": ("if lost and agent.life.phase in", "if False and agent.life.phase in"),
     "the failed one follows those that follow it": ("and name != self._failed", ""),
-    "no bound on starts": ("and len(self._starting) >= self.limit:\n            self._turns", "and False:\n            self._turns"),
-    "no turn is ever given": ("        self._look_again(agent.name)\n        self._deal()\n", "        self._look_again(agent.name)\n"),
+    "no bound on starts": (
+        "and len(self._starting) >= self.limit:\n            self._turns",
+        "and False:\n            self._turns",
+    ),
+    "no turn is ever given": (
+        "        self._look_again(agent.name)\n        self._deal()\n",
+        "        self._look_again(agent.name)\n",
+    ),
     "degraded is never over": ("            self.degraded.pop(agent.name)\n", "            pass\n"),
-    "a unit that stopped stays degraded": ("if runs and not self._ready(other, needed=True))", "if not self._ready(other, needed=True))"),
+    "a unit that stopped stays degraded": (
+        "if runs and not self._ready(other, needed=True))",
+        "if not self._ready(other, needed=True))",
+    ),
     "an ordered stop lets the bound ones come back": ("        self._parting[name] = by\n", ""),
-    "who was parted never comes back": ("if self._parting.pop(name, None) is not None and", "if self._parting.get(name) is None and"),
+    "who was parted never comes back": (
+        "if self._parting.pop(name, None) is not None and",
+        "if self._parting.get(name) is None and",
+    ),
     "a strategy asks nobody": ('if how == "one_for_one":', "if True:"),
     "whoever requires what is stopped is only kept down": ("if needed in events and one not in events:", "if False:"),
-    "a blocked unit is said to be on its way": ("                if not agent.life.waiting:\n                    return True\n", ""),
-}  # fmt: skip
+    "a blocked unit is said to be on its way": (
+        "                if not agent.life.waiting:\n                    return True\n",
+        "",
+    ),
+}
 
 
 def random_histories(count: int) -> Iterator[tuple[Fleet, Moves, int, str]]:
@@ -301,6 +316,11 @@ def random_histories(count: int) -> Iterator[tuple[Fleet, Moves, int, str]]:
         moves = [("start", rng.choice(NAMES)) for _ in range(4)]
         moves += [(rng.choice(ACTIONS), rng.choice(NAMES)) for _ in range(80)]
         yield Fleet(*graphs), moves, (1, 2, 16)[n % 3], HOWS[n % 3]
+
+
+def play_all(module: ModuleType) -> None:
+    for history in random_histories(200):
+        play(module, *history)
 
 
 def mutated(old: str, new: str) -> ModuleType:
@@ -317,11 +337,9 @@ def test_each_bug_breaks_a_law(bug: str) -> None:
     """A bug that could be written is noticed."""
     module = mutated(*MUTANTS[bug])
     with pytest.raises((AssertionError, KeyError)):
-        for history in random_histories(200):
-            play(module, *history)
+        play_all(module)
 
 
 def test_without_a_bug_the_same_histories_break_nothing() -> None:
     """So it is the bug that is noticed."""
-    for history in random_histories(200):
-        play(dependencies, *history)
+    play_all(dependencies)
