@@ -97,6 +97,57 @@ def test_a_required_unit_that_the_operator_stops_takes_its_dependants_along_in_o
         assert f.unit("other")["pid"] == other
 
 
+NEWS = """
+from agentd.sdk import Agent
+
+app = Agent()
+
+@app.on_unit_changed
+async def news(unit: str, state: str) -> None:
+    app.status(f"{unit} is {state}")
+
+app.run()
+"""
+
+
+def test_a_degraded_unit_is_told_on_its_channel(short_dir: Path) -> None:
+    """The SDK's hook hears of the required unit's death and return, and at a start how it is."""
+    program = short_dir / "news.py"
+    program.write_text(NEWS)
+    program.chmod(0o644)
+    app = unit(("python", str(program)), agent='type = "notify"\nrequires = ["db"]')
+    with fleet(short_dir, {"db": unit(restart="burst = 1"), "app": app}) as f:
+        told = f.wait("app", state="running", status="db is ready")
+        f.kill(f.unit("db")["pid"])
+        f.wait("app", status="db is gone", degraded=["db"])
+        f.post("/v1/units/db/start")
+        assert f.wait("app", status="db is ready", degraded=[])["pid"] == told["pid"]
+
+
+def test_one_request_is_one_chain_in_the_journal(short_dir: Path) -> None:
+    """A deploy of three units, an operator's kill: all that follows is found under the id of the request."""
+    names = ("x", "y", "z")
+    texts = {name: unit(agent='requires = ["x"]' if name != "x" else "") for name in names}
+    with fleet(short_dir) as f:
+        files = [{"path": str(short_dir / f"{name}.toml"), "text": text} for name, text in texts.items()]
+        deployed = f._http.post("/v1/deploy", json={"files": files})
+        chain = deployed.headers["X-Agentd-Correlation"]
+        pids(f, *names)
+
+        def led_to(chain: str) -> list[tuple[str | None, str]]:
+            found = f.get(f"/v1/journal?correlation={chain}")["records"]
+            return [(record["unit"], record["kind"]) for record in found]
+
+        wait_until(lambda: {("z", "unit.running"), (None, "fleet.deployed")} <= set(led_to(chain)))
+        assert {unit for unit, kind in led_to(chain) if kind == "unit.running"} == set(names)
+        killed = f._http.post("/v1/units/x/kill", json={"signal": "SIGKILL"}).headers["X-Agentd-Correlation"]
+        assert killed != chain
+        wait_until(lambda: ("x", "unit.running") in led_to(killed))
+        kinds_of_x = [kind for unit, kind in led_to(killed) if unit == "x"]
+        assert kinds_of_x == ["unit.signalled", "unit.ended", "unit.starting", "unit.running"]
+        assert {("y", "unit.degraded"), ("z", "unit.degraded")} <= set(led_to(killed))
+
+
 def test_a_required_unit_that_dies_degrades_its_dependant_until_it_is_back(short_dir: Path) -> None:
     """The dependant goes on; status, journal and metric say what it lacks, once, and that it is over."""
     units = {"db": unit(restart="burst = 1"), "app": unit(agent='requires = ["db"]')}
