@@ -18,7 +18,7 @@ from agentd.daemon.status import unit_status
 from agentd.daemon.supervisor import Supervisor, settled
 from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, UnitFileError
 from agentd.host import doctor
-from agentd.model import explanation, reading
+from agentd.model import explanation, reading, verify
 from agentd.model.lifecycle import LIVE, Asked, Cause, Life, Phase, Policy
 from agentd.model.unit import SYSTEM_UNITS, Unit
 from agentd.store.journal import Journal
@@ -183,6 +183,9 @@ class Controller:
         if name in self._supervisor.agents and self._supervisor.agents[name].life.phase in LIVE:
             raise Conflict(f"{name} is running already.", hint="Choose another --name, or stop it first.")
         made = reading.from_dict(name, unit)
+        for finding in verify.verify({**dict(self._supervisor.units()), name: made}, only=[name]):
+            if finding.severity == "error":
+                raise UnitFileError(f"{finding.key}: {finding.message}", hint=finding.hint)
         if name in self._supervisor.agents and self._supervisor.agents[name].unit != made:
             if name not in self._supervisor.spawning.transient:
                 raise Conflict(f"{name} is a unit with a file.", hint="Choose another --name, or deploy the change.")

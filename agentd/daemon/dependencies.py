@@ -30,8 +30,8 @@ from agentd.model.lifecycle import (
     Stop,
     step,
 )
-from agentd.model.ordering import start_order
-from agentd.model.relations import Relations, Ties
+from agentd.model.ordering import cycles, start_order
+from agentd.model.relations import Relations, Ties, reached
 from agentd.model.unit import Unit
 
 Json = dict[str, Any]
@@ -83,8 +83,12 @@ class Dependencies:
     # --- the fleet changes --------------------------------------------------------------------------------------------
 
     def put(self, unit: Unit) -> None:
-        """The unit is new, or its ties are."""
+        """The unit is new, or its ties are. Files are verified before; an old definition that lost its file is not."""
         self.relations.put(unit.name, Ties.of(unit))
+        if way := cycles(self.relations.graph(self._before(unit.name)), [unit.name]).get(unit.name):
+            self.relations.drop(unit.name)
+            reason = f"cycle {' → '.join(way)}: its relations are ignored until one of these files is mended"
+            self._fleet.record({"kind": "unit.untied", "unit": unit.name, "actor": "agentd", "reason": reason})
         self._look_again(unit.name)
 
     def drop(self, name: str) -> None:
@@ -221,6 +225,10 @@ class Dependencies:
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
+    def _before(self, name: str) -> set[str]:
+        """All that it comes after, directly or over others, and itself."""
+        return reached(name, lambda one: self.relations.of(one).all)
+
     def _start_needed(self, name: str, asked: Asked) -> None:
         for generation in strategy.started(name, self.relations):
             for one in generation:
@@ -289,7 +297,7 @@ class Dependencies:
         how = agent.unit.restart.strategy
         if how == "one_for_one":
             return None
-        chain = new_chain()
+        chain, agent.blame = agent.blame or new_chain(), None
         for generation in reversed(strategy.restarted(how, agent.name, self.relations)):
             for name in generation:
                 other = self._agents.get(name)

@@ -25,7 +25,7 @@ from agentd.host.keeper import Keeper
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import LIVE, Asked, Ended, Life, Note, Now, Phase, Policy, Ready, Stop
 from agentd.model.liveness import Activity
-from agentd.model.ordering import generations
+from agentd.model.ordering import stop_order
 from agentd.model.unit import Unit
 from agentd.store.journal import Journal
 from agentd.store.memory import Memory
@@ -170,7 +170,7 @@ class Supervisor:
         self.stopping = True
         self.dependencies.cancel()
         self.tell_fleet()
-        for generation in reversed(generations(dict(self.units()))):
+        for generation in stop_order(self.dependencies.relations.graph(name for name, _ in self.units())):
             await self._stop_these([name for name in generation if name in self.agents], asked)
         for name in ("gateway", "router", "bus"):
             if name in self.agents:

@@ -41,6 +41,17 @@ def kinds(f: Fleet, name: str) -> list[str]:
 # --- requires -------------------------------------------------------------------------------------------------------
 
 
+def test_a_transient_unit_is_verified_like_a_file(short_dir: Path) -> None:
+    """A relation that can never hold is refused before anything is changed."""
+    with fleet(short_dir) as f:
+        for other in ("nobody", "me"):
+            body = {"name": "me", "unit": {"agent": {"exec": ["sleep", "9"], "requires": [other]}}}
+            status, answer = f.ask("POST", "/v1/run", body)
+            assert (status, answer["error"]["code"]) == (400, "unit_file_error")
+            assert "[agent] requires" in answer["error"]["message"]
+        assert f.ask("GET", "/v1/status?unit=me")[0] == 404
+
+
 def test_what_is_required_is_started_too_and_waited_for(short_dir: Path) -> None:
     """An operator's start of the last one brings up the chain, each once the one before is ready, under one id."""
     units = {

@@ -54,6 +54,7 @@ class Agent:
         self.policy = Policy.of(unit)
         self.life = Life.new(0.0)
         self.correlation: str | None = None
+        self.blame: str | None = None
         self.asked = False
 
     def post(self, event: Event, chain: str | None = None) -> None:
@@ -330,6 +331,19 @@ def mutated(old: str, new: str) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses look there
     exec(compile(source.replace(old, new), "dependencies.py (mutant)", "exec"), module.__dict__)
     return module
+
+
+def test_a_cycle_that_slipped_through_is_cut() -> None:
+    """A definition that lost its file may close a cycle that no file shows: it is untied, and all else goes on."""
+    none: dict[str, tuple[str, ...]] = dict.fromkeys(NAMES, ())
+    world = World(dependencies, Fleet(none, none, none), 16, "one_for_one")
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "c")):
+        world.dependencies.put(from_dict(name, {"agent": {"exec": ["x"], "requires": [other]}}))
+    assert [(r["kind"], r["unit"]) for r in world.records] == [("unit.untied", "c")]
+    assert "cycle c → a → b → c" in world.records[0]["reason"]
+    assert world.dependencies.relations.of("c").all == ()
+    world.dependencies.start("d", Asked("op"))
+    assert (world.agents["c"].life.phase, world.agents["d"].life.waiting) == (Phase.starting, True)
 
 
 @pytest.mark.parametrize("bug", MUTANTS)
