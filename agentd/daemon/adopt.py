@@ -60,6 +60,8 @@ def _restore(
     agent.endings.extend(_endings(blob))
     agent.level = str(blob.get("level", ""))
     agent.correlation = blob.get("correlation")
+    if degraded := blob.get("degraded"):
+        supervisor.dependencies.degraded[name] = tuple(map(str, degraded))  # told already: once for each change
     _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:
         supervisor.background(supervisor.release(process))

@@ -234,6 +234,7 @@ class Supervisor:
     def told(self, agent: Agent) -> None:
         """Something that the facts say of this unit is different, though not its life."""
         self._tell(agent)
+        self._send_blob(agent)
         self._wake()
 
     def note(self, agent: Agent, note: Note) -> None:
@@ -384,6 +385,7 @@ class Supervisor:
             "transient": transient,
             "level": agent.level,
             "correlation": agent.correlation,
+            "degraded": list(self.dependencies.degraded.get(agent.name, ())),
         }
 
     def _send_blob(self, agent: Agent) -> None:

@@ -168,6 +168,8 @@ def test_a_required_unit_that_dies_degrades_its_dependant_until_it_is_back(short
         f.wait("db", state="parked")
         seen = f.wait("app", state="running", degraded=["db"], pid=app)
         assert any("db, which is parked" in warning for warning in seen["warnings"])
+        f.kill_daemon()
+        assert f.wait("app", state="running", degraded=["db"])["pid"] == app
         assert 'agentd_unit_degraded{unit="app"} 1.0' in scrape(f)
         assert f.post("/v1/units/db/start")["state"] == "running"
         assert f.wait("app", degraded=[], pid=app)["warnings"] == []
