@@ -22,6 +22,7 @@ from agentd.daemon import unitfiles
 from agentd.daemon.adopt import resting, restore
 from agentd.daemon.config import Config
 from agentd.daemon.control import Controller
+from agentd.daemon.dependencies import in_order
 from agentd.daemon.metrics import render
 from agentd.daemon.ports import Actor
 from agentd.daemon.spawning import Spawning
@@ -97,9 +98,10 @@ class Daemon:
                 supervisor.start(name, ASKED)
         agents = [supervisor.agents[name] for name in ("router", "gateway")]
         await supervisor.until(lambda: all(a.life.satisfied for a in agents), READY_WITHIN)
-        for name in new - set(SYSTEM_UNITS):
+        waiting = in_order(new - set(SYSTEM_UNITS), supervisor.dependencies.relations)
+        for name in waiting:
             if name in supervisor.agents and not supervisor.stopping:
-                supervisor.start(name, ASKED)
+                supervisor.start(name, ASKED, turn=True)
         supervisor.starting = False
 
     def go_down(self, actor: Actor) -> None:
@@ -111,8 +113,10 @@ class Daemon:
 
     async def _go_down(self, actor: Actor) -> None:
         notify("STOPPING=1")
-        self._supervisor.record({"kind": "fleet.down", "actor": actor.name, "reason": actor.reason})
-        await self._supervisor.stop_all(Asked(actor.name, actor.reason or "agentd goes down"))
+        record = {"kind": "fleet.down", "actor": actor.name, "reason": actor.reason}
+        self._supervisor.record({**record, "correlation": actor.correlation})
+        asked = Asked(actor.name, actor.reason or "agentd goes down", actor.correlation)
+        await self._supervisor.stop_all(asked)
         await self._journal.flush()
         try:
             await self._keeper.end()

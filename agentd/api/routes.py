@@ -166,7 +166,7 @@ class Routes:
 
     async def _journal(self, request: web.Request) -> web.Response:
         fields = query(request)
-        wanted = fields.given("unit", "kind", "message", "conversation")
+        wanted = fields.given("unit", "kind", "message", "conversation", "correlation")
         wanted |= {name: value for name in ("since", "until") if (value := fields.seconds(name)) is not None}
         wanted["limit"] = fields.whole("limit", 200, 1, RECORDS_MAX)
         return web.json_response(await self._control.journal(wanted))

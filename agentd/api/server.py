@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from agentd.api.routes import ACTOR, Routes
-from agentd.daemon.ports import Actor, Control, Json
+from agentd.daemon.ports import Actor, Control, Json, new_chain
 from agentd.errors import AgentdError, BadInput, Conflict, Denied, HostCannot, NotFound
 from agentd.wire import log, peer
 
@@ -77,8 +77,12 @@ class Server:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Check the peer, and turn every error into its JSON."""
         try:
-            ACTOR.set(self._actor(request))
-            return await handler(request)
+            actor = self._actor(request)
+            ACTOR.set(actor)
+            response = await handler(request)
+            if not response.prepared:
+                response.headers["X-Agentd-Correlation"] = str(actor.correlation)
+            return response
         except AgentdError as error:
             return _refusal(error.status, error.to_wire())
         except web.HTTPException as error:
@@ -105,7 +109,7 @@ class Server:
                 f"{self.path}: process {who.pid} runs inside a unit, and units may not control agentd.",
                 hint="Units reach each other over AGENTD_CHANNEL.",
             )
-        return Actor(_user(who.uid), who.pid, _reason(request))
+        return Actor(_user(who.uid), who.pid, _reason(request), new_chain())
 
     async def _finish(self, doing: Coroutine[Any, Any, Json]) -> Json:
         """Await this; it goes on when we are cancelled because the asker left."""

@@ -27,7 +27,7 @@ def activity_tone(unit: Json) -> Tone:
 
 def troubled(unit: Json) -> bool:
     """Whether its reason belongs on the first screen."""
-    return bool(state_tone(unit) or activity_tone(unit))
+    return bool(state_tone(unit) or activity_tone(unit) or unit.get("waits"))
 
 
 def span(seconds: float) -> str:

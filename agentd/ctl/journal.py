@@ -24,12 +24,16 @@ def journal(
     unit: OnlyUnit = None,
     kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only this kind of record.")] = None,
     since: Ago = None,
+    correlation: Annotated[
+        str | None, typer.Option("--correlation", metavar="ID", help="Only what this request or event led to.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most this many.")] = 50,
     json: JsonFlag = False,
 ) -> None:
     """Show what happened, who asked for it, and why."""
     now = time.time()
     query = {"unit": unit, "kind": kind, "since": _moment(since, now), "limit": limit}
+    query["correlation"] = correlation
     text = client_of(ctx).get("/v1/journal", query)
     if json:
         print_json(text)

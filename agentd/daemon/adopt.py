@@ -43,6 +43,7 @@ def restore(supervisor: Supervisor, units: dict[str, Unit]) -> set[str]:
         if not blob and name not in processes:
             new.add(name)
         _restore(supervisor, made, name, policy, blob, processes.pop(name, None))
+    supervisor.dependencies.wake()
     for process in processes.values():
         supervisor.background(_end(supervisor, process))
     return new
@@ -58,6 +59,9 @@ def _restore(
         life = Life.found(process.invocation, now)  # one that ended meanwhile ran until then: policy says what follows
     agent = supervisor.add(unit, name, policy, life, _endings(blob))
     agent.level = str(blob.get("level", ""))
+    agent.correlation = blob.get("correlation")
+    if degraded := blob.get("degraded"):
+        supervisor.dependencies.degraded[name] = tuple(map(str, degraded))  # told already: once for each change
     _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:
         supervisor.background(supervisor.release(process))
@@ -69,7 +73,7 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
     if invocation is None:
         return
     if process is None or process.invocation != invocation:
-        agent.post(Ended(invocation, None))
+        supervisor.end(agent, Ended(invocation, None))
         return
     agent.process = process
     supervisor.statuses[agent.name] = process.status
@@ -79,7 +83,7 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
     if process.beat is not None:
         agent.post(Beat(invocation, process.beat))
     if process.ended is not None:
-        agent.post(Ended(invocation, process.exit, process.ended))
+        supervisor.end(agent, Ended(invocation, process.exit, process.ended))
     agent.post(Deadline())
     agent.arm()
 

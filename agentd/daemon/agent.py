@@ -22,15 +22,20 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
+from agentd.daemon.ports import new_chain
 from agentd.errors import AgentdError, Conflict, NotActive, SpawnFailed, TooLate, Unavailable
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import (
+    Asked,
     Beat,
     Deadline,
     Effect,
+    Ended,
     Ending,
     Event,
     Excused,
+    Hang,
+    Hold,
     Kill,
     Life,
     Note,
@@ -38,6 +43,7 @@ from agentd.model.lifecycle import (
     Phase,
     Policy,
     Refused,
+    Release,
     Signal,
     Spawn,
     Spawned,
@@ -53,13 +59,17 @@ ASK_AGAIN = 1.0
 
 _PASSING = frozenset({11, 12, 16, 23, 24, 28, 98, 110, 122})
 """EAGAIN, ENOMEM, EBUSY, ENFILE, EMFILE, ENOSPC, EADDRINUSE, ETIMEDOUT, EDQUOT: the same plan may work later."""
+_BEGINS = (Ended, Refused, Hang, Hold, Release)
+"""Events that nobody asked for, with which something new begins."""
 
 
 class World(Protocol):
-    """What an agent may cause and ask. ``changed`` is called before any effect of the change is executed."""
+    """What an agent may cause and ask. ``changed`` is called before any effect of the change is executed, ``passed``
+    once they are under way: what follows for others comes after it, in the journal too."""
 
     def now(self) -> Now: ...
     def changed(self, agent: Agent, before: Life) -> None: ...
+    def passed(self, agent: Agent, before: Life) -> None: ...
     def note(self, agent: Agent, note: Note) -> None: ...
     async def spawn(self, agent: Agent, invocation: str) -> Process: ...
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None: ...
@@ -81,6 +91,10 @@ class Agent:
         self.process: Process | None = None
         self.level = ""
         self.warnings: tuple[str, ...] = ()
+        self.correlation: str | None = None
+        """The request, or the event of the world, that its present state follows from."""
+        self.blame: str | None = None
+        """The request that the next thing to happen to it follows from: an operator's signal."""
         self._world = world
         self._effects: asyncio.Queue[Spawn | Signal | Kill] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
@@ -88,8 +102,11 @@ class Agent:
         self._look: asyncio.Task[None] | None = None
         world.guard(self._task)
 
-    def post(self, event: Event) -> None:
-        """Something happened: decide, remember, tell, and have the effects executed."""
+    def post(self, event: Event, chain: str | None = None) -> None:
+        """Something happened: decide, remember, tell, and have the effects executed.
+
+        ``chain`` is the correlation id of what it follows from; without one an event of the world begins a new chain.
+        """
         before = self.life
         self.life, effects = step(before, event, self.policy, self._world.now())
         if self.life == before and not effects:
@@ -98,10 +115,21 @@ class Agent:
             self.endings.append(self.life.last)
         if self.life.invocation is None or self.life.invocation != before.invocation:
             self.process = None
+        self._follow(event, before, chain)
         self._world.changed(self, before)
         self._arm()
         for effect in effects:
             self._take(effect)
+        self._world.passed(self, before)
+
+    def _follow(self, event: Event, before: Life, chain: str | None) -> None:
+        """What this change follows from; what does not begin anything belongs to what was there before."""
+        if isinstance(event, Asked):
+            chain = event.correlation or chain
+        begins = isinstance(event, _BEGINS) or (isinstance(event, Deadline) and before.phase is Phase.running)
+        if chain is None and begins and before.phase is not Phase.stopping:
+            chain, self.blame = self.blame or new_chain(), None
+        self.correlation = chain or self.correlation
 
     def arm(self) -> None:
         """Arm the timer for a life that was not made by ``post``."""

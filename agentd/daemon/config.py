@@ -118,6 +118,12 @@ class Logs(_Table):
     max_age: Duration = Field(30 * 86400.0, ge=0)
 
 
+class Fleet(_Table):
+    """The units together."""
+
+    parallel_starts: int = Field(16, ge=1, description="Units that may be starting at once when the fleet comes up.")
+
+
 class Uids(_Table):
     """The range that units' own uids are taken from, as root."""
 
@@ -143,6 +149,7 @@ class Config(_Table):
     metrics: Metrics = Metrics()
     logs: Logs = Logs()
     uids: Uids = Uids()
+    fleet: Fleet = Fleet()
     upstream: tuple[Upstream, ...] = ()
 
 
@@ -188,6 +195,7 @@ SECTIONS: dict[str, type[_Table]] = {
     "metrics": Metrics,
     "logs": Logs,
     "uids": Uids,
+    "fleet": Fleet,
     "upstream": Upstream,
 }
 _SHAPES = {

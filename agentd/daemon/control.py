@@ -12,13 +12,14 @@ from agentd import __version__
 from agentd.daemon import logs, unitfiles
 from agentd.daemon.agent import Agent
 from agentd.daemon.config import Config
+from agentd.daemon.dependencies import in_order
 from agentd.daemon.ports import Actor, Json
 from agentd.daemon.status import unit_status
 from agentd.daemon.supervisor import Supervisor, settled
 from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, UnitFileError
 from agentd.host import doctor
-from agentd.model import explanation, reading
-from agentd.model.lifecycle import LIVE, Asked, Cause, Life, Phase, Policy, Restart
+from agentd.model import explanation, reading, verify
+from agentd.model.lifecycle import LIVE, Asked, Cause, Life, Phase, Policy
 from agentd.model.unit import SYSTEM_UNITS, Unit
 from agentd.store.journal import Journal
 
@@ -92,15 +93,14 @@ class Controller:
         """Start it; the answer comes when it is ready, or has come to rest otherwise."""
         agent = self._permit(unit, "start")
         self._supervisor.start(unit, _asked(actor))
-        done = lambda: unit not in self._supervisor.waiting and settled(agent)  # noqa: E731
-        await self._supervisor.until(done, DONE_WITHIN if wait is None else wait)
+        await self._supervisor.until(lambda: self._rests(agent), DONE_WITHIN if wait is None else wait)
         return unit_status(self._supervisor, agent)
 
     async def stop(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
         """Stop it; the answer comes when its tree is gone."""
         agent = self._permit(unit, "stop")
-        self._supervisor.stop(unit, _asked(actor))
-        await self._gone(agent, wait)
+        patience = self._supervisor.stop(unit, _asked(actor))
+        await self._gone(agent, patience if wait is None else wait)
         return unit_status(self._supervisor, agent)
 
     async def restart(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
@@ -109,8 +109,8 @@ class Controller:
         if agent.life.phase not in LIVE:
             return await self.start(unit, actor, wait)
         before = agent.life.invocation
-        agent.post(Restart(actor.name, actor.reason))
-        done = lambda: agent.life.invocation != before and settled(agent)  # noqa: E731
+        self._supervisor.dependencies.restart(unit, _asked(actor))
+        done = lambda: agent.life.invocation != before and self._rests(agent)  # noqa: E731
         await self._supervisor.until(done, self._patience(agent) if wait is None else wait)
         return unit_status(self._supervisor, agent)
 
@@ -123,19 +123,21 @@ class Controller:
         if agent.life.invocation is None:
             raise NotActive(f"{unit} is not running: it is {agent.life.phase}.", hint=f"agentctl start {unit}")
         record = {"kind": "unit.signalled", "unit": unit, "invocation": agent.life.invocation}
-        self._supervisor.record({**record, "actor": actor.name, "reason": f"{name} {actor.reason}".strip()})
+        reason = f"{name} {actor.reason}".strip()
+        self._supervisor.record({**record, "actor": actor.name, "reason": reason, "correlation": actor.correlation})
+        agent.blame = actor.correlation
         await self._supervisor.signal(agent, agent.life.invocation, name)
         return unit_status(self._supervisor, agent)
 
     async def remove(self, unit: str, actor: Actor) -> Json:
         """Stop it and forget it, with its file."""
         agent = self._permit(unit, "remove")
-        self._supervisor.stop(unit, _asked(actor))
-        if not await self._gone(agent, None):
+        if not await self._gone(agent, self._supervisor.stop(unit, _asked(actor))):
             raise Conflict(f"{unit} does not stop: it is {agent.life.phase}.", hint="agentctl status shows why.")
         unitfiles.remove(self._config.units, unit)
         await self._supervisor.drop(unit)
-        self._supervisor.record({"kind": "unit.removed", "unit": unit, "actor": actor.name, "reason": actor.reason})
+        record = {"kind": "unit.removed", "unit": unit, "actor": actor.name, "reason": actor.reason}
+        self._supervisor.record({**record, "correlation": actor.correlation})
         return {"removed": unit}
 
     # --- unit files ---------------------------------------------------------------------------------------------------
@@ -163,13 +165,16 @@ class Controller:
             findings += problems
             if not any(p["severity"] == "error" for p in problems):
                 ready.append((self._install(unit, text), name))
-        for outcome, name in ready:
-            if outcome == "started":
-                self._supervisor.start(name, _asked(actor))
-            elif outcome == "restarted":
-                self._supervisor.agents[name].post(Restart(actor.name, actor.reason or "its unit file changed"))
-            done[outcome].append(name)
-        self._supervisor.record({"kind": "fleet.deployed", "actor": actor.name, "reason": actor.reason, **done})
+        outcomes = {name: outcome for outcome, name in ready}
+        for name in in_order(outcomes, self._supervisor.dependencies.relations):
+            if outcomes[name] == "started":
+                self._supervisor.start(name, _asked(actor), turn=True)
+            elif outcomes[name] == "restarted":
+                asked = Asked(actor.name, actor.reason or "its unit file changed", actor.correlation)
+                self._supervisor.dependencies.restart(name, asked)
+            done[outcomes[name]].append(name)
+        record = {"kind": "fleet.deployed", "actor": actor.name, "reason": actor.reason, **done}
+        self._supervisor.record({**record, "correlation": actor.correlation})
         return {"findings": findings, **done}
 
     async def run(self, name: str, unit: Json, actor: Actor) -> Json:
@@ -180,6 +185,9 @@ class Controller:
         if name in self._supervisor.agents and self._supervisor.agents[name].life.phase in LIVE:
             raise Conflict(f"{name} is running already.", hint="Choose another --name, or stop it first.")
         made = reading.from_dict(name, unit)
+        for finding in verify.verify({**dict(self._supervisor.units()), name: made}, only=[name]):
+            if finding.severity == "error":
+                raise UnitFileError(f"{finding.key}: {finding.message}", hint=finding.hint)
         if name in self._supervisor.agents and self._supervisor.agents[name].unit != made:
             if name not in self._supervisor.spawning.transient:
                 raise Conflict(f"{name} is a unit with a file.", hint="Choose another --name, or deploy the change.")
@@ -242,6 +250,7 @@ class Controller:
             "version": __version__,
             "pid": os.getpid(),
             "keeper_pid": supervisor.keeper.welcome["keeper"]["pid"],
+            "keeper_requests": dict(supervisor.keeper.asked),
             "started": self._since,
             "units": sum(1 for _ in supervisor.units()),
             "state_dir": str(config.state),
@@ -254,7 +263,7 @@ class Controller:
             "journal": {"healthy": self._journal.healthy, "dropped": self._journal.dropped},
             "warnings": warnings,
             "broken": [{"file": f["file"], "message": f["message"], "hint": f["hint"]} for f in self.broken],
-            "starting": supervisor.starting or bool(supervisor.waiting),
+            "starting": supervisor.starting or supervisor.dependencies.pending(),
             "stopping": supervisor.stopping,
         }
 
@@ -280,9 +289,16 @@ class Controller:
     def _patience(self, agent: Agent) -> float:
         return agent.policy.stop_timeout + agent.policy.start_timeout + 5.0
 
-    async def _gone(self, agent: Agent, wait: float | None) -> bool:
-        patience = agent.policy.stop_timeout + 5.0 if wait is None else wait
-        return await self._supervisor.until(lambda: agent.life.phase not in LIVE, patience)
+    async def _gone(self, agent: Agent, wait: float) -> bool:
+        gone = lambda: agent.life.phase not in LIVE and not agent.life.wanted  # noqa: E731
+        return await self._supervisor.until(gone, wait)
+
+    def _rests(self, agent: Agent) -> bool:
+        """It came to rest: runs and is ready, does not run, or waits for something that does not come."""
+        dependencies = self._supervisor.dependencies
+        if dependencies.queued(agent.name) or (agent.life.waiting and not dependencies.blocked(agent.name)):
+            return False
+        return settled(agent)
 
     def _read(self, files: list[Json]) -> unitfiles.Loaded:
         known = dict(self._supervisor.units())
@@ -320,4 +336,4 @@ class Controller:
 
 
 def _asked(actor: Actor) -> Asked:
-    return Asked(actor.name, actor.reason)
+    return Asked(actor.name, actor.reason, actor.correlation)

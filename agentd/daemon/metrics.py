@@ -86,6 +86,10 @@ def _daemon(agentd: Json) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "agentd_daemon_warnings", "Lines of warning in status.", value=len(agentd.get("warnings") or [])
     )
+    asked = CounterMetricFamily("agentd_keeper_requests_total", "Requests to the keeper.", labels=["do"])
+    for do, count in sorted((agentd.get("keeper_requests") or {}).items()):
+        asked.add_metric([str(do)], count)
+    yield asked
     journal = agentd.get("journal")
     if isinstance(journal, dict):
         dropped, healthy = journal.get("dropped", 0), bool(journal.get("healthy"))
@@ -98,14 +102,17 @@ def _units(units: Iterable[Json]) -> Iterator[Metric]:
     state = GaugeMetricFamily("agentd_unit_state", "1 for the state that the unit is in.", labels=["unit", "state"])
     activity = GaugeMetricFamily("agentd_unit_activity", "1 for what a running unit does.", labels=["unit", "activity"])
     ready = GaugeMetricFamily("agentd_unit_ready", "1 while the unit is ready to receive.", labels=["unit"])
+    degraded = GaugeMetricFamily("agentd_unit_degraded", "Units that it needs and that are gone.", labels=["unit"])
     for unit in units:
         name = str(unit["name"])
+        if not unit.get("system"):
+            degraded.add_metric([name], len(unit.get("degraded") or ()))
         for word in STATES:
             state.add_metric([name, word], unit.get("state") == word)
         for word in ACTIVITIES if unit.get("activity") else ():
             activity.add_metric([name, word], unit.get("activity") == word)
         ready.add_metric([name], bool(unit.get("ready", unit.get("state") == "running")))
-    yield from (state, activity, ready)
+    yield from (state, activity, ready, degraded)
     for metric, kind, key, text in UNIT_NUMBERS:
         family = kind(metric, text, labels=["unit"])  # type: ignore[call-arg]
         for unit in units:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Json = dict[str, Any]
@@ -16,6 +17,13 @@ class Actor:
     name: str
     pid: int | None = None
     reason: str = ""
+    correlation: str | None = field(default=None, compare=False)
+    """The id of the request, which all that follows from it carries too."""
+
+
+def new_chain() -> str:
+    """A correlation id: one request, or one event of the world, with all that follows from it."""
+    return secrets.token_hex(6)
 
 
 class Control(Protocol):

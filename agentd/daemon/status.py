@@ -52,12 +52,18 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "status": supervisor.statuses.get(agent.name, ""),
         **_numbers(supervisor, agent),
         "level": agent.level,
+        "waits": agent.life.waiting or supervisor.dependencies.queued(agent.name),
+        "degraded": list(supervisor.dependencies.degraded.get(agent.name, ())),
         "tokens": _tokens(gateway) if unit else None,
         "inbox": _inbox(router),
         "holding": _holding(router),
         "call": _call(gateway, life.invocation),
         "log_dropped": supervisor.losses.get(agent.name, {}).get("dropped", 0),
-        "warnings": [*agent.warnings, *_lost(supervisor.losses.get(agent.name))],
+        "warnings": [
+            *agent.warnings,
+            *_lost(supervisor.losses.get(agent.name)),
+            *supervisor.dependencies.laments(agent.name),
+        ],
     }
 
 
@@ -75,9 +81,9 @@ def _doing(agent: Agent, router: Json, gateway: Json) -> Verdict | None:
 
 
 def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None, router: Json) -> str:
-    if agent.name in supervisor.waiting:
-        waits = [f"{name} ({supervisor.agents[name].life.phase})" for name in supervisor.missing(agent)]
-        return f"waits for {', '.join(waits)} to be ready"
+    dependencies = supervisor.dependencies
+    if agent.life.waiting or dependencies.queued(agent.name):
+        return dependencies.why(agent.name)
     if doing is None or not agent.life.ready:
         return agent.life.reason
     again = router.get("retry")

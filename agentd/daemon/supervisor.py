@@ -16,15 +16,16 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from agentd.daemon.agent import Agent
+from agentd.daemon.dependencies import Dependencies, Stopping
 from agentd.daemon.links import Links, conclusions, verdict
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
 from agentd.errors import AgentdError, NoSuchUnit
 from agentd.host.keeper import Keeper
 from agentd.keeper.plan import Process
-from agentd.model.lifecycle import LIVE, Asked, Ended, Ending, Life, Note, Now, Phase, Policy, Ready, Start, Stop
+from agentd.model.lifecycle import LIVE, Asked, Ended, Ending, Life, Note, Now, Phase, Policy, Ready, Stop
 from agentd.model.liveness import Activity
-from agentd.model.ordering import generations
+from agentd.model.ordering import stop_order
 from agentd.model.unit import Unit
 from agentd.store.journal import Journal
 from agentd.store.memory import Memory
@@ -49,7 +50,7 @@ class Supervisor:
         self.spawning = spawning
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
-        self.waiting: dict[str, Asked] = {}
+        self.dependencies = Dependencies(self.agents, self, limit=spawning.config.fleet.parallel_starts)
         self.stopping = False
         self.starting = True
         self.on_defect: Callable[[BaseException], None] = _raise
@@ -82,6 +83,8 @@ class Supervisor:
         agent = Agent(name, unit, policy, life, self)
         agent.endings.extend(endings)
         self.agents[name] = agent
+        if unit is not None:
+            self.dependencies.put(unit)
         self._tell(agent)
         agent.arm()
         return agent
@@ -111,13 +114,14 @@ class Supervisor:
         agent = self.agents[unit.name]
         agent.unit = unit
         agent.policy = Policy.of(unit)
+        self.dependencies.put(unit)
         self._tell(agent)
         return agent
 
     async def drop(self, name: str) -> None:
         """Forget a unit that is stopped: mailbox, facts, memory, and what the keeper holds for it."""
         agent = self.agents.pop(name)
-        self.waiting.pop(name, None)
+        self.dependencies.drop(name)
         self.facts.drop(f"unit/{name}")
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
@@ -132,38 +136,50 @@ class Supervisor:
 
     # --- starting and stopping ----------------------------------------------------------------------------------------
 
-    def start(self, name: str, asked: Asked) -> None:
-        """Start a unit once all that it comes after is ready."""
-        agent = self.get(name)
-        self.waiting.pop(name, None)
-        if agent.life.phase in LIVE or not self.missing(agent):
-            agent.post(Start(asked.actor, asked.reason))
-        else:
-            self.waiting[name] = asked
-            self._wake()
-
-    def stop(self, name: str, asked: Asked) -> None:
-        """Stop a unit; one that waits for its turn does not get it."""
-        self.waiting.pop(name, None)
-        self.get(name).post(Stop(asked.actor, asked.reason))
+    def start(self, name: str, asked: Asked, *, turn: bool = False) -> None:
+        """Start a unit and what it needs, once all that it comes after is ready; with ``turn`` when it is its turn."""
+        self.get(name)
+        self.dependencies.start(name, asked, turn=turn)
         self._wake()
 
-    def missing(self, agent: Agent) -> list[str]:
-        """The units that this one waits for."""
-        after = agent.unit.agent.after if agent.unit is not None else ()
-        return [name for name in after if name in self.agents and not self.agents[name].life.satisfied]
+    def stop(self, name: str, asked: Asked) -> float:
+        """Stop a unit and what depends on it, dependants first; the longest time that it takes, in seconds."""
+        self.get(name)
+        self.dependencies.cancel(name)
+        order = Stopping.of(name, asked, self.dependencies.relations)
+        if len(order.generations) == 1:
+            self.agents[name].post(order.events[name])
+        else:
+            self.background(self._stop_in_order(name, order))
+        self._wake()
+        return sum(self._patience(generation) for generation in order.generations)
+
+    async def _stop_in_order(self, name: str, order: Stopping) -> None:
+        kept = []
+        for generation in order.generations:
+            agents = [self.agents[one] for one in generation if one in self.agents]
+            for agent in agents:
+                if (stop := order.events.get(agent.name)) is not None:
+                    self.dependencies.cancel(agent.name)
+                    agent.post(stop)
+                else:
+                    kept.append(agent.name)
+                    self.dependencies.part(agent.name, name)
+            if agents:
+                await self.until(lambda: not any(a.life.phase in LIVE for a in agents), self._patience(generation))  # noqa: B023
+        self.dependencies.parted(kept)
 
     async def stop_all(self, asked: Asked) -> None:
         """Stop everything in reverse order: dependants first, the bus last."""
         self.stopping = True
-        self.waiting.clear()
+        self.dependencies.cancel()
         self.tell_fleet()
-        units = dict(self.units())
+        graph = self.dependencies.relations.graph(name for name, _ in self.units())
         try:
-            order = generations(units)
+            order = stop_order(graph)
         except AgentdError:  # files changed while we were away, and what runs is a circle: no order is better
-            order = [tuple(units)]
-        for generation in reversed(order):
+            order = [tuple(graph)]
+        for generation in order:
             await self._stop_these([name for name in generation if name in self.agents], asked)
         for name in ("gateway", "router", "bus"):
             if name in self.agents:
@@ -172,9 +188,13 @@ class Supervisor:
     async def _stop_these(self, names: Iterable[str], asked: Asked) -> None:
         agents = [self.agents[name] for name in names]
         for agent in agents:
-            agent.post(Stop(asked.actor, asked.reason))
-        patience = max((agent.policy.stop_timeout for agent in agents), default=0.0) + STOP_MARGIN
+            agent.post(Stop(asked.actor, asked.reason, asked.correlation))
+        patience = self._patience(agent.name for agent in agents)
         await self.until(lambda: all(agent.life.phase not in LIVE for agent in agents), patience)
+
+    def _patience(self, names: Iterable[str]) -> float:
+        timeouts = [self.agents[name].policy.stop_timeout for name in names if name in self.agents]
+        return max(timeouts, default=0.0) + STOP_MARGIN
 
     async def until(self, predicate: Callable[[], object], timeout: float) -> bool:
         """Wait until predicate holds, looking again at each change; whether it came to hold in time."""
@@ -213,14 +233,24 @@ class Supervisor:
             self._remember(agent)
         self._send_blob(agent)
         self._tell(agent)
-        if life.phase is not before.phase or life.ready != before.ready:
-            self._start_waiting()
+        self._wake()
+
+    def passed(self, agent: Agent, before: Life) -> None:
+        """What it means for those that depend on it, or wait for a turn."""
+        if agent.life.phase is not before.phase or agent.life.ready != before.ready:
+            self.dependencies.changed(agent)
+
+    def told(self, agent: Agent) -> None:
+        """Something that the facts say of this unit is different, though not its life."""
+        self._tell(agent)
+        self._send_blob(agent)
         self._wake()
 
     def note(self, agent: Agent, note: Note) -> None:
         """A line for the journal, and for the log where it is a transition."""
         invocation = note.invocation or agent.life.invocation
         record = {"kind": note.kind, "unit": agent.name, "invocation": invocation, "actor": note.actor}
+        record["correlation"] = agent.correlation
         last = agent.life.last
         extra: Json = {}
         if note.kind == "unit.ended" and last is not None:
@@ -292,10 +322,17 @@ class Supervisor:
         if left:
             text = f"processes {left} survived SIGKILL (uninterruptible sleep?)"
             self.record({"kind": "unit.left", "unit": process.unit, "invocation": process.invocation, "reason": text})
-        self._post(process.unit, Ended(process.invocation, process.exit, process.ended))
+        event = Ended(process.invocation, process.exit, process.ended)
+        if (agent := self.agents.get(process.unit)) is not None:
+            self.end(agent, event)
         self.background(self.release(process))
 
-    def _post(self, unit: str, event: Ready | Ended) -> None:
+    def end(self, agent: Agent, event: Ended) -> None:
+        """A unit ended; first those that are restarted with it learn so."""
+        chain = self.dependencies.ending(agent, event) if event.invocation == agent.life.invocation else None
+        agent.post(event, chain)
+
+    def _post(self, unit: str, event: Ready) -> None:
         if unit in self.agents:
             self.agents[unit].post(event)
 
@@ -331,6 +368,9 @@ class Supervisor:
         if agent.unit is not None:
             uid = self.spawning.uid(agent.unit)
             fact = unit_fact(agent.unit, agent.life, agent.endings, uid, self.spawning.runtime)
+            if needs := self.dependencies.relations.of(agent.name).needs:
+                fact["requires"] = list(needs)
+                fact["degraded"] = list(self.dependencies.degraded.get(agent.name, ()))
             self.facts.set(f"unit/{agent.name}", fact)
 
     def _remember(self, agent: Agent) -> None:
@@ -353,6 +393,8 @@ class Supervisor:
             "unit": unit,
             "transient": transient,
             "level": agent.level,
+            "correlation": agent.correlation,
+            "degraded": list(self.dependencies.degraded.get(agent.name, ())),
         }
 
     def _send_blob(self, agent: Agent) -> None:
@@ -389,13 +431,6 @@ class Supervisor:
         self.guard(task)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _start_waiting(self) -> None:
-        for name, asked in list(self.waiting.items()):
-            agent = self.agents.get(name)
-            if agent is not None and not self.missing(agent):
-                del self.waiting[name]
-                agent.post(Start(asked.actor, asked.reason))
 
     async def _channel_ready(self, name: str) -> None:
         """Give the router a moment to open the channel of a unit that it has not met yet."""

@@ -67,7 +67,7 @@ def read(texts: Iterable[tuple[str, str]], known: dict[str, Unit] | None = None)
         else:
             units[name] = reading.parse(text, name, path)
     broken = {str(f["unit"]) for f in findings if f["unit"]}
-    for problem in verify.verify({**(known or {}), **units}, broken):
+    for problem in verify.verify({**(known or {}), **units}, broken, only=units):
         if problem.unit in units:
             findings.append(_of_fleet(problem, units[problem.unit].file, sources.get(problem.unit, "")))
             if problem.severity == "error":

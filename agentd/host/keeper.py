@@ -11,7 +11,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +40,8 @@ class Keeper:
         self, sock: socket.socket, on_event: OnEvent | None = None, on_lost: Callable[[], None] | None = None
     ) -> None:
         self.welcome: Json = {}
+        self.asked: Counter[str] = Counter()
+        """How often it was asked for what: the cost of a change, for the metrics."""
         self.events: asyncio.Queue[Json] = asyncio.Queue()
         self.on_event = on_event
         self.on_lost = on_lost
@@ -150,6 +152,7 @@ class Keeper:
         if self._closed:
             raise _away()
         self._serial += 1
+        self.asked[do] += 1
         serial = self._serial
         future: asyncio.Future[Json] = self._loop.create_future()
         self._open[serial] = future

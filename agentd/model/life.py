@@ -7,8 +7,9 @@ stay true over a restart of the daemon, not over a reboot (after one, begin with
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -59,10 +60,14 @@ class Purpose(StrEnum):
     hold = "hold"
     hang = "hang"
     start_timeout = "start_timeout"
+    overrun = "overrun"
+    follow = "follow"
 
 
 BLAMED = frozenset({Purpose.hang, Purpose.start_timeout})
 """The unit is killed for its own fault: the end counts as a failure, and ``Life.reason`` says which."""
+AT_FAULT = BLAMED | {Purpose.overrun}
+"""The end counts as a failure, though one that only ran too long is asked to stop first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,8 @@ class Life:
     policy says. (Not a purpose, because that one still says how the end is accounted.)"""
     hold: str | None = None
     """Why it may not run just now; a level that outlives phases."""
+    awaits: str | None = None
+    """Whom it has to wait for before it is spawned again; a level that outlives phases, and stops nothing that runs."""
     last: Ending | None = None
     reason: str = ""
     """Why it is in this phase."""
@@ -151,9 +158,14 @@ class Life:
 
     @property
     def satisfied(self) -> bool:
-        """Units that come ``after`` this one may start: it is ready, or a oneshot that is done."""
+        """Units that depend on this one may start: it is ready, or a oneshot that is done."""
         done = self.phase is Phase.inactive and self.last is not None and self.last.cause is Cause.done
         return (self.phase is Phase.running and self.ready) or done
+
+    @property
+    def waiting(self) -> bool:
+        """It is to run and waits for others (``awaits``)."""
+        return self.phase is Phase.inactive and self.wanted
 
     @property
     def down(self) -> bool:
@@ -195,6 +207,10 @@ class Policy:
     stop_timeout: float = 10.0
     start_timeout: float = 30.0
     heartbeat: float | None = None
+    runtime_max: float | None = None
+    """Longest run, from the spawn."""
+    success: frozenset[int] = frozenset()
+    """Exit codes, and negative signal numbers, that count as exit 0."""
     eager: bool = True
     """The first failure restarts at once, however short the run was."""
     jitter: bool = True
@@ -216,6 +232,8 @@ class Policy:
             stop_timeout=unit.agent.stop_timeout,
             start_timeout=unit.agent.start_timeout,
             heartbeat=unit.liveness.heartbeat,
+            runtime_max=unit.agent.runtime_max,
+            success=frozenset(map(_status, unit.restart.success)),
         )
 
     @classmethod
@@ -244,12 +262,19 @@ class Policy:
         )
 
 
+def _status(word: int | str) -> int:
+    """An exit status as the keeper tells it: ``75``, or ``-10`` for SIGUSR1."""
+    return word if isinstance(word, int) else -signal.Signals[word]
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Somebody asks for it."""
 
     actor: str
     reason: str = ""
+    correlation: str | None = field(default=None, compare=False)
+    """The request that it belongs to: carried along, never looked at here."""
 
     def __str__(self) -> str:
         return f"by {self.actor}" + (f": {self.reason}" if self.reason else "")
@@ -280,6 +305,27 @@ class Hold:
 @dataclass(frozen=True, slots=True)
 class Release:
     """The hold is over."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """It may not be spawned until Proceed: what it needs is not ready. Nothing that runs is stopped."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """What it waited for is ready."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """What it is bound to ended: it is stopped, remains wanted, and runs again once it need not wait (``awaits``)."""
 
     text: str
 
@@ -348,7 +394,10 @@ class Ended(Of):
     """When (monotonic); None: now."""
 
 
-Event = Start | Stop | Restart | Hold | Release | Deadline | Hang | Spawned | Refused | Ready | Beat | Excused | Ended
+Event = (
+    Start | Stop | Restart | Hold | Release | Await | Proceed | Follow | Deadline
+    | Hang | Spawned | Refused | Ready | Beat | Excused | Ended
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +425,7 @@ class Kill:
 @dataclass(frozen=True, slots=True)
 class Note:
     """A line for the journal: what happened, and why in words. ``kind`` is ``unit.<phase>`` for a change of phase, else
-    one of ``unit.ended spawned adopted killed wanted unwanted hold release``."""
+    one of ``unit.ended spawned adopted killed wanted unwanted hold release waiting``."""
 
     kind: str
     text: str

@@ -12,24 +12,31 @@ persists the new life (store and keeper blob), executes the effects in order, an
 which posts Deadline. Persisting comes before executing: an id is never used twice, and an effect that a crash swallowed
 is found again at adoption (below).
 
-Five facts make up a life beside its phase:
+Six facts make up a life beside its phase:
 
 * ``wanted``, the operator's word. Only Start and Restart set it; Stop clears it, and so does an end that the unit's
   policy accepts (``done``, or exit 0 without ``always``). Nothing but a wanted unit is ever spawned.
 * ``invocation``, present exactly in starting, running and stopping. There is one at a time: a new one is minted only
   once the Ended or Refused of the old one is there, so a stop that meets a spawn under way waits for its answer.
 * ``hold``, a level: while it is set the unit does not run. It says nothing about fault.
-* ``purpose``, why it began to stop. It decides the cause that the end is given: ``stop``, ``restart`` and ``hold`` are
-  ours, so the end is clean whatever the exit status; ``hang`` and ``start_timeout`` are the unit's fault, a failure.
-  What comes after the end is decided at the end: by ``wanted``, ``hold``, and for a failure by the policy.
-* ``deadline``, the one next moment that matters: start_timeout in starting, heartbeat in running, stop_timeout in
-  stopping, the next try in backoff and parked; nothing elsewhere.
+* ``awaits``, a level: while it is set the unit is not spawned, because what it needs is not ready. What runs goes on;
+  a wanted unit that cannot be spawned for it is ``waiting`` (inactive and wanted) until Proceed. Who needs whom is not
+  known here; ``Follow`` stops a unit that cannot go on without what it is bound to, and leaves it wanted.
+* ``purpose``, why it began to stop. It decides the cause that the end is given: ``stop``, ``restart``, ``hold`` and
+  ``follow`` are ours, so the end is clean whatever the exit status; ``hang``, ``start_timeout`` and ``overrun`` are the
+  unit's fault, a failure. What comes after the end is decided at the end: by ``wanted``, ``hold``, ``awaits``, and for
+  a failure by the policy.
+* ``deadline``, the one next moment that matters: start_timeout in starting, heartbeat or the end of runtime_max in
+  running, stop_timeout in stopping, the next try in backoff and parked; nothing elsewhere.
 
 Heartbeats do not travel as they come: when the deadline is due the daemon asks the keeper for the last stamp, posts
 Beat, or Excused where the unit waits for a model call that moves, and then Deadline. A beat only ever moves the
 deadline away, so that Deadline finds it in the future and does nothing.
 
 A failure of a oneshot ends in ``failed``, unless its policy is ``on-failure``: then it is tried again.
+
+A run that lasts longer than runtime_max is asked to stop as an operator would do it, and its end is a failure (cause
+``failed``) whatever its exit status: the policy says what follows, and a message that it held counts an attempt.
 
 Adoption
 --------
@@ -51,11 +58,13 @@ from typing import Any
 from agentd.model import restart
 from agentd.model.invocation import mint
 from agentd.model.life import (
+    AT_FAULT,
     BLAMED,
     DOWN,
     INNOCENT,
     LIVE,
     Asked,
+    Await,
     Beat,
     Cause,
     Deadline,
@@ -64,6 +73,7 @@ from agentd.model.life import (
     Ending,
     Event,
     Excused,
+    Follow,
     Hang,
     Hold,
     Kill,
@@ -73,6 +83,7 @@ from agentd.model.life import (
     Of,
     Phase,
     Policy,
+    Proceed,
     Purpose,
     Ready,
     Refused,
@@ -87,10 +98,10 @@ from agentd.model.life import (
 from agentd.model.quantity import show_duration
 
 __all__ = [
-    "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE",
-    "Asked", "Beat", "Cause", "Deadline", "Effect", "Ended", "Ending", "Event", "Excused", "Hang", "Hold", "Kill",
-    "Life", "Note", "Now", "Of", "Phase", "Policy", "Purpose", "Ready", "Refused", "Release", "Restart", "Signal",
-    "Spawn", "Spawned", "Start", "Stop", "step",
+    "AT_FAULT", "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE", "Asked", "Await", "Beat", "Cause", "Deadline",
+    "Effect", "Ended", "Ending", "Event", "Excused", "Follow", "Hang", "Hold", "Kill", "Life", "Note", "Now", "Of",
+    "Phase", "Policy", "Proceed", "Purpose", "Ready", "Refused", "Release", "Restart", "Signal", "Spawn", "Spawned",
+    "Start", "Stop", "step",
 ]  # fmt: skip
 
 Step = tuple[Life, tuple[Effect, ...]]
@@ -124,9 +135,12 @@ def _enter(life: Life, phase: Phase, reason: str, now: Now, actor: str = "agentd
 
 
 def _spawn(life: Life, reason: str, now: Now, actor: str = "agentd", **changes: Any) -> Step:
-    """Into starting under a new id; or into held, if it may not run."""
+    """Into starting under a new id; or into held, if it may not run; or waiting, if what it needs is not ready."""
     if life.hold is not None:
         return _enter(life, Phase.held, f"held: {life.hold}", now, actor, **changes)
+    if life.awaits is not None:
+        moved, _ = _enter(life, Phase.inactive, life.awaits, now, actor, **changes)
+        return moved, (Note("unit.waiting", life.awaits, actor),)
     fresh = mint(int(now.wall * 1000), life.floor)
     moved, notes = _enter(
         replace(life, **_NO_PROCESS, floor=fresh), Phase.starting, reason, now, actor, invocation=fresh, **changes
@@ -154,9 +168,24 @@ def _rekill(policy: Policy, now: Now) -> float:
 
 
 def _run(life: Life, reason: str, policy: Policy, now: Now, **changes: Any) -> Step:
-    """Into running; from here on it has to beat, if it was told to."""
-    due = None if policy.heartbeat is None else now.mono + policy.heartbeat
-    return _enter(life, Phase.running, reason, now, deadline=due, **changes)
+    """Into running; from here on it has to beat, if it was told to, and to end in time."""
+    moved, notes = _enter(life, Phase.running, reason, now, **changes)
+    return replace(moved, deadline=_next(moved, now.mono, policy)), notes
+
+
+def _next(life: Life, at: float, policy: Policy) -> float | None:
+    """The next moment that matters to a unit that runs and was alive at ``at``."""
+    end = _end_of_run(life, policy)
+    if policy.heartbeat is None:
+        return end
+    due = at + policy.heartbeat
+    return due if end is None else min(due, end)
+
+
+def _end_of_run(life: Life, policy: Policy) -> float | None:
+    if policy.runtime_max is None or life.started is None:
+        return None
+    return life.started + policy.runtime_max
 
 
 def _fail(life: Life, ending: Ending, policy: Policy, now: Now) -> Step:
@@ -194,7 +223,7 @@ def _start_held(life: Life, event: Asked, policy: Policy, now: Now) -> Step:
 
 
 def _start_stopping(life: Life, event: Asked, policy: Policy, now: Now) -> Step:
-    if life.wanted and (life.again or life.purpose not in BLAMED):
+    if life.wanted and (life.again or life.purpose not in AT_FAULT):
         return life, ()
     reason = f"started {event}, once it has stopped"
     moved = replace(life, **_FORGIVEN, again=True, reason=_stop_reason(life, reason))
@@ -214,12 +243,16 @@ def _stop_stopping(life: Life, event: Asked, policy: Policy, now: Now) -> Step:
 
 
 def _stop_reason(life: Life, reason: str) -> str:
-    """While the unit is killed for a fault, its reason is the fault: the ending will tell it."""
-    return life.reason if life.purpose in BLAMED else reason
+    """While the unit is ended for a fault, its reason is the fault: the ending will tell it."""
+    return life.reason if life.purpose in AT_FAULT else reason
 
 
 def _stop_resting(life: Life, event: Asked, policy: Policy, now: Now) -> Step:
     return _enter(life, Phase.inactive, f"stopped {event}", now, event.actor, wanted=False)
+
+
+def _stop_waiting(life: Life, event: Asked, policy: Policy, now: Now) -> Step:
+    return _stop_resting(life, event, policy, now) if life.wanted else (life, ())
 
 
 def _restart_live(life: Life, event: Asked, policy: Policy, now: Now) -> Step:
@@ -252,6 +285,28 @@ def _release_mark(life: Life, event: Release, policy: Policy, now: Now) -> Step:
     if life.hold is None:
         return life, ()
     return replace(life, hold=None), (Note("unit.release", event.text),)
+
+
+# --- what it needs ----------------------------------------------------------------------------------------------------
+
+
+def _await(life: Life, event: Await, policy: Policy, now: Now) -> Step:
+    if life.awaits == event.text:
+        return life, ()
+    if not life.waiting:
+        return replace(life, awaits=event.text), ()
+    return replace(life, awaits=event.text, reason=event.text), (Note("unit.waiting", event.text),)
+
+
+def _proceed(life: Life, event: Proceed, policy: Policy, now: Now) -> Step:
+    if life.awaits is None:
+        return life, ()
+    life = replace(life, awaits=None)
+    return _spawn(life, event.text, now) if life.waiting else (life, ())
+
+
+def _follow(life: Life, event: Follow, policy: Policy, now: Now) -> Step:
+    return _stop(life, Purpose.follow, event.text, policy, now)
 
 
 # --- what the keeper reports ------------------------------------------------------------------------------------------
@@ -322,9 +377,9 @@ def _excused(life: Life, event: Excused, policy: Policy, now: Now) -> Step:
 
 def _alive(life: Life, at: float, policy: Policy) -> Life:
     """It was alive at that moment: the heartbeat counts from there, or from a later moment known before."""
-    if policy.heartbeat is None:
+    due = _next(life, at, policy)
+    if due is None:
         return life
-    due = at + policy.heartbeat
     return life if life.deadline is not None and life.deadline >= due else replace(life, deadline=due)
 
 
@@ -351,8 +406,9 @@ def _ended_stopping(life: Life, event: Ended, policy: Policy, now: Now) -> Step:
     at = now.mono if event.at is None else event.at
     if life.started is None and event.exit is None:
         ending = _ending(life, Cause.unstarted, None, "never ran", at, now)
-    elif life.purpose in BLAMED:
-        ending = _ending(life, Cause.hung, event.exit, life.reason, at, now)
+    elif life.purpose in AT_FAULT:
+        cause = Cause.failed if life.purpose is Purpose.overrun else Cause.hung
+        ending = _ending(life, cause, event.exit, life.reason, at, now)
     else:
         cause = Cause.held if life.purpose is Purpose.hold else Cause.stopped
         ending = _ending(life, cause, event.exit, f"{cause} ({_exit_text(event.exit)})", at, now)
@@ -363,9 +419,9 @@ def _settle(life: Life, ending: Ending, policy: Policy, now: Now) -> Step:
     """A stop is over: on to what is wanted now."""
     life = replace(life, last=ending)
     if not life.wanted:
-        reason = f"stopped while it was killed ({life.reason})" if life.purpose in BLAMED else life.reason
+        reason = f"stopped while it was killed ({life.reason})" if life.purpose in AT_FAULT else life.reason
         moved, effects = _enter(life, Phase.inactive, reason, now)
-    elif ending.cause is Cause.hung and not life.again:
+    elif ending.cause in (Cause.hung, Cause.failed) and not life.again:
         moved, effects = _fail(life, ending, policy, now)
     else:
         moved, effects = _spawn(life, life.reason, now)
@@ -392,8 +448,12 @@ def _unready(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
 
 def _silent(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
     assert life.deadline is not None
+    end = _end_of_run(life, policy)
+    if end is not None and now.mono >= end:
+        text = f"ran longer than runtime_max = {show_duration(policy.runtime_max or 0.0)}"
+        return _stop(life, Purpose.overrun, text, policy, now)
     if policy.heartbeat is None:
-        return replace(life, deadline=None), ()  # the unit was changed: it owes no beats any more
+        return replace(life, deadline=end), ()  # the unit was changed: it owes no beats any more
     silence = now.mono - (life.deadline - policy.heartbeat)
     return _stop(life, Purpose.hang, f"no heartbeat for {silence:.1f}s", policy, now)
 
@@ -417,14 +477,16 @@ def _unasked(life: Life, event: Ended, policy: Policy, now: Now) -> Ending:
     at = now.mono if event.at is None else event.at
     if event.exit is None and life.started is None:
         return _ending(life, Cause.unstarted, None, "never ran", at, now)
-    if event.exit is None or event.exit < 0:
-        cause = Cause.crashed
-    elif event.exit > 0:
-        cause = Cause.failed
-    else:
+    clean = event.exit in policy.success
+    if clean or event.exit == 0:
         cause = Cause.done if policy.type == "oneshot" else Cause.left
+    elif event.exit is None or event.exit < 0:
+        cause = Cause.crashed
+    else:
+        cause = Cause.failed
     early = " before READY=1" if policy.type == "notify" and life.phase is Phase.starting else ""
-    return _ending(life, cause, event.exit, _exit_text(event.exit) + early, at, now)
+    told = _exit_text(event.exit) + (", a success of this unit" if clean else "") + early
+    return _ending(life, cause, event.exit, told, at, now)
 
 
 def _ending(life: Life, cause: Cause, code: int | None, text: str, at: float, now: Now) -> Ending:
@@ -463,6 +525,7 @@ TABLE: Mapping[type, Mapping[Phase, Rule]] = {
     },
     Stop: {
         Phase.starting: _stop_live, Phase.running: _stop_live, Phase.stopping: _stop_stopping,
+        Phase.inactive: _stop_waiting,
         Phase.backoff: _stop_resting, Phase.parked: _stop_resting, Phase.held: _stop_resting,
         Phase.failed: _stop_resting,
     },
@@ -475,6 +538,9 @@ TABLE: Mapping[type, Mapping[Phase, Rule]] = {
         Phase.held: _release,
         Phase.inactive: _release_mark, Phase.failed: _release_mark, Phase.stopping: _release_mark,
     },
+    Await: dict.fromkeys(Phase, _await),
+    Proceed: dict.fromkeys(Phase, _proceed),
+    Follow: {Phase.starting: _follow, Phase.running: _follow},
     Spawned: {Phase.starting: _spawned, Phase.running: _adopt, Phase.stopping: _stop_late},
     Refused: {Phase.starting: _refused, Phase.stopping: _refused_stopping},
     Ready: {Phase.starting: _ready},

@@ -1,24 +1,25 @@
-"""In which order units start and stop. Pure graph work on ``after``; what ready means is the lifecycle's."""
+"""In which order units start and stop. Pure graph work on all relations; what ready means is the lifecycle's."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
 from agentd.errors import BadInput
+from agentd.model.relations import Ties
 from agentd.model.unit import Unit
 
 Graph = Mapping[str, Collection[str]]
 """Name → the names that it comes after. Names that are no key are ignored: nobody can wait for them."""
 
 
-def after(units: Mapping[str, Unit]) -> dict[str, tuple[str, ...]]:
-    """The graph of some units."""
-    return {name: unit.agent.after for name, unit in units.items()}
+def graph(units: Mapping[str, Unit]) -> dict[str, tuple[str, ...]]:
+    """The graph of some units: ``after``, ``requires`` and ``binds_to`` alike."""
+    return {name: Ties.of(unit).all for name, unit in units.items()}
 
 
 def generations(units: Mapping[str, Unit]) -> list[tuple[str, ...]]:
     """Start order of units, as ``start_order``."""
-    return start_order(after(units))
+    return start_order(graph(units))
 
 
 def start_order(graph: Graph) -> list[tuple[str, ...]]:
@@ -31,7 +32,7 @@ def start_order(graph: Graph) -> list[tuple[str, ...]]:
     while waiting:
         free = tuple(sorted(name for name, others in waiting.items() if not others))
         if not free:
-            raise BadInput(f"cycle in after: {' → '.join(next(iter(cycles(waiting).values())))}.")
+            raise BadInput(f"cycle in the start order: {' → '.join(next(iter(cycles(waiting).values())))}.")
         order.append(free)
         waiting = {name: others.difference(free) for name, others in waiting.items() if name not in free}
     return order
@@ -42,9 +43,9 @@ def stop_order(graph: Graph) -> list[tuple[str, ...]]:
     return start_order(graph)[::-1]
 
 
-def cycles(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """For each unit that waits for itself, the shortest way round: ``a`` → ``(a, b, a)``."""
-    found = ((name, _way_round(name, graph)) for name in graph)
+def cycles(graph: Graph, names: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """For each unit (of ``names``) that waits for itself, the shortest way round: ``a`` → ``(a, b, a)``."""
+    found = ((name, _way_round(name, graph)) for name in (graph if names is None else names))
     return {name: way for name, way in found if way}
 
 

@@ -56,9 +56,23 @@ class Agent(Section):
     )
     allow_root: bool = Field(False, description="Permit this unit to run as uid 0.")
     after: tuple[str, ...] = Field((), description="Units that must be ready before this one is started.")
+    requires: tuple[str, ...] = Field(
+        (),
+        description="Units that it needs. They are started with it, and it starts once they are ready; while one is "
+        "not, it is not started or restarted, and says why. An operator's stop of one stops it too. If one dies, it "
+        "goes on as degraded and is told so.",
+    )
+    binds_to: tuple[str, ...] = Field(
+        (),
+        description="As requires; and it stops whenever one of them stops or dies, and starts again with it.",
+    )
     stop_signal: str = Field("SIGTERM", description="The signal that asks the program to stop.")
     stop_timeout: Seconds = Field(10.0, description="Time from stop_signal until the whole tree is killed.")
     start_timeout: Seconds = Field(30.0, description="Time from the start until READY=1, for type notify.")
+    runtime_max: Seconds | None = Field(
+        None,
+        description="Longest run. A run that lasts longer is asked to stop and counts as a failure. Default: no limit.",
+    )
 
     @field_validator("stop_signal")
     @classmethod
@@ -87,6 +101,35 @@ class Restart(Section):
     window: Seconds = Field(120.0, description="The window that burst counts in.")
     healthy_after: Seconds = Field(10.0, description="A run of this length resets the back-off.")
     parked_delay: Seconds = Field(300.0, description="A parked unit is tried again this often, and shown as parked.")
+    strategy: Literal["one_for_one", "one_for_all", "rest_for_one"] = Field(
+        "one_for_one",
+        description="What else is restarted when this unit fails and is restarted: within the group of units that "
+        "binds_to joins, all of it (one_for_all), those that start after it (rest_for_one), or nobody but the units "
+        "that are bound to it (one_for_one).",
+    )
+    success: tuple[int | str, ...] = Field(
+        (),
+        description='Exit statuses and signals that count as exit 0, such as [75, "SIGUSR1"].',
+    )
+
+    @field_validator("success")
+    @classmethod
+    def _known_endings(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        return tuple(_ending(word) for word in value)
+
+
+def _ending(word: int | str) -> int | str:
+    """An exit status from 1 to 255, or the name of a signal."""
+    import signal
+
+    if isinstance(word, int):
+        if not 1 <= word <= 255:
+            raise ValueError(f"{word} is not an exit status from 1 to 255 (0 is a success anyway)")
+        return word
+    name = word if word.startswith("SIG") else "SIG" + word
+    if name not in signal.Signals.__members__:
+        raise ValueError(f"{word!r} is no signal; use an exit status such as 75, or a name such as SIGUSR1")
+    return name
 
 
 class Liveness(Section):
@@ -179,19 +222,7 @@ class Unit(Section):
 SECTIONS: tuple[str, ...] = ("agent", "restart", "liveness", "limits", "isolation", "bus", "budget", "llm")
 
 PLANNED: dict[str, tuple[str, ...]] = {
-    "agent": (
-        "entry",
-        "preload",
-        "capabilities",
-        "tier",
-        "requires",
-        "binds_to",
-        "replicas",
-        "schedule",
-        "may_spawn",
-        "runtime_max",
-    ),
-    "restart": ("strategy", "success"),
+    "agent": ("entry", "preload", "capabilities", "tier", "replicas", "schedule", "may_spawn"),
     "liveness": ("progress", "probe", "respond_within", "on_hang"),
     "recycle": ("after_tasks", "after_memory", "after_age"),
     "limits": ("memory_warn",),

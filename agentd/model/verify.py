@@ -15,6 +15,8 @@ from agentd.model import ordering
 from agentd.model.quantity import show_duration as show
 from agentd.model.unit import SYSTEM_UNITS, Unit
 
+RELATIONS = ("after", "requires", "binds_to")
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -35,22 +37,24 @@ class Finding:
         return section.strip("[]"), key
 
 
-def verify(units: Mapping[str, Unit], broken: Collection[str] = ()) -> list[Finding]:
-    """All findings on a set of units. ``broken`` names units whose files have errors of their own: waiting for one of
-    those is a warning, so that a broken file stops only itself."""
-    cycles = ordering.cycles(ordering.after(units))
+def verify(
+    units: Mapping[str, Unit], broken: Collection[str] = (), only: Collection[str] | None = None
+) -> list[Finding]:
+    """All findings on a set of units, or on ``only`` these of it. ``broken`` names units whose files have errors of
+    their own: waiting for one of those is a warning, so that a broken file stops only itself."""
+    names = [name for name in units if only is None or name in only]
+    cycles = ordering.cycles(ordering.graph(units), names)
     findings: list[Finding] = []
-    for name, unit in units.items():
+    for name in names:
+        unit = units[name]
         findings += _name(name)
         findings += _restart(name, unit)
         findings += _times(name, unit)
         findings += _bus(name, unit, units, broken)
-        findings += _after(name, unit, units, broken)
+        for relation in RELATIONS:
+            findings += _related(name, relation, getattr(unit.agent, relation), units, broken)
         if name in cycles:
-            way = " → ".join(cycles[name])
-            message = f"cycle {way}: none of them could ever start. Refusing."
-            hint = f"Remove {cycles[name][1]} from after here, or break the cycle in another of these files."
-            findings.append(Finding(name, "[agent] after", message, hint))
+            findings.append(_cycle(name, unit, cycles[name]))
     return findings
 
 
@@ -111,17 +115,32 @@ def _bus(name: str, unit: Unit, units: Mapping[str, Unit], broken: Collection[st
             yield Finding(name, "[bus] may_send", message, _hint(other, units), "warning")
 
 
-def _after(name: str, unit: Unit, units: Mapping[str, Unit], broken: Collection[str]) -> Iterator[Finding]:
-    for other in unit.agent.after:
-        if other in SYSTEM_UNITS:
+def _cycle(name: str, unit: Unit, way: tuple[str, ...]) -> Finding:
+    """The relation that leads to the next unit on the way is the one to change here."""
+    relation = next(key for key in RELATIONS if way[1] in getattr(unit.agent, key))
+    message = f"cycle {' → '.join(way)}: none of them could ever start. Refusing."
+    hint = f"Remove {way[1]} from {relation} here, or break the cycle in another of these files."
+    return Finding(name, f"[agent] {relation}", message, hint)
+
+
+def _related(
+    name: str, relation: str, others: Collection[str], units: Mapping[str, Unit], broken: Collection[str]
+) -> Iterator[Finding]:
+    key, needed = f"[agent] {relation}", relation != "after"
+    for other in others:
+        if other in SYSTEM_UNITS and needed:
+            message = f"{other} is one of agentd's own units: every unit needs it anyway. Refusing."
+            yield Finding(name, key, message, f"Remove {other} from {relation}.")
+        elif other in SYSTEM_UNITS:
             message = f"{other} is one of agentd's own units and always starts before the agents. Ignoring."
-            yield Finding(name, "[agent] after", message, f"Remove {other} from after.", "warning")
+            yield Finding(name, key, message, f"Remove {other} from {relation}.", "warning")
         elif other in broken:
-            message = f"{other} has errors of its own and is not waited for. Proceeding."
-            yield Finding(name, "[agent] after", message, f"Mend {other}.", "warning")
+            verdict = "this unit waits until it is mended" if needed else "is not waited for"
+            message = f"{other} has errors of its own{': ' if needed else ' and '}{verdict}. Proceeding."
+            yield Finding(name, key, message, f"Mend {other}.", "warning")
         elif other not in units:
             message = f"{other!r} is no unit: it could never be ready. Refusing."
-            yield Finding(name, "[agent] after", message, _hint(other, units))
+            yield Finding(name, key, message, _hint(other, units))
 
 
 def _hint(word: str, units: Mapping[str, Unit]) -> str:

@@ -37,6 +37,11 @@ class Line(asyncio.Protocol):
         """Whether something can still be said on it."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def deaf(self) -> bool:
+        """The agent does not read what was written."""
+        return self._deaf
+
     def write(self, line: bytes) -> None:
         """Queue one line."""
         if self._transport is not None and self.open:

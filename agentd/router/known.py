@@ -26,6 +26,18 @@ class Known:
     """It is being stopped: it finishes what it holds and gets nothing more."""
     hold: bool = False
     """It is being held for its budget: what it cannot finish now is nobody's fault."""
+    requires: tuple[str, ...] = ()
+    degraded: frozenset[str] = frozenset()
+    """Those that it requires and that are gone."""
+
+    def news(self, before: Known | None) -> list[tuple[str, str]]:
+        """What changed for those that it requires, as (unit, state); without a before, how each of them is."""
+        was = {} if before is None else {unit: before.state(unit) for unit in before.requires}
+        return [(unit, self.state(unit)) for unit in self.requires if was.get(unit) != self.state(unit)]
+
+    def state(self, unit: str) -> str:
+        """How a unit that it requires is: ``ready`` or ``gone``."""
+        return "gone" if unit in self.degraded else "ready"
 
     def over(self, invocation: str) -> str | None:
         """The cause if this invocation is known to have ended, else None."""
@@ -59,4 +71,6 @@ def known(fact: dict[str, Any]) -> Known:
         backoff=tuple(bus.get("backoff", (1.0, 5.0, 30.0))),
         leaving=fact.get("phase") == "stopping",
         hold=bool(fact.get("hold", False)),
+        requires=tuple(map(str, fact.get("requires") or ())),
+        degraded=frozenset(map(str, fact.get("degraded") or ())),
     )

@@ -91,10 +91,23 @@ class Mailbox:
         """The daemon's facts of this unit changed."""
         if known.in_flight != self.known.in_flight:
             self._todo.declare = True
-        self.known = known
+        before, self.known = self.known, known
         if self.line and self.line.invocation and known.over(self.line.invocation) is not None:
             self.line.close()
+        elif self.line and self.line.invocation:
+            self.tell(self.line, before)
         self.wake()
+
+    def tell(self, line: Line, before: Known | None = None) -> None:
+        """Tell the reader how those that its unit requires are; only what is new since ``before``.
+
+        A reader that does not read is disconnected: its next hello tells it everything again.
+        """
+        for unit, state in self.known.news(before):
+            if line.deaf:
+                line.abort()
+                return
+            line.write(rpc.notification("unit_changed", {"unit": unit, "state": state}))
 
     def bus_is_back(self) -> None:
         """The connection was lost and is there again: the server may have forgotten things."""

@@ -251,6 +251,7 @@ class Router:
             )
             box.hello(line, invocation, holding)
             line.write(deliver_after)
+            box.tell(line)
         except AgentdError as e:
             line.write(rpc.error(said.id, e))
 

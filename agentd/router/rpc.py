@@ -112,6 +112,11 @@ def call(id_: Id, method: str, params: Params) -> bytes:
     return encode({"jsonrpc": "2.0", "id": id_, "method": method, "params": params}) + b"\n"
 
 
+def notification(method: str, params: Params) -> bytes:
+    """The line of a call that wants no answer."""
+    return encode({"jsonrpc": "2.0", "method": method, "params": params}) + b"\n"
+
+
 def error(id_: Id, what: AgentdError) -> bytes:
     """The line that refuses a call."""
     code = what.code if what.code in NUMBERS else "failed"

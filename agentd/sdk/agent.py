@@ -12,6 +12,7 @@ import inspect
 import os
 import signal
 import sys
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from agentd.sdk.work import Sent, Work
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Start = TypeVar("Start", bound=Callable[[], Any])
+Changed = TypeVar("Changed", bound=Callable[[str, str], Any])
 
 ANY = "*"
 
@@ -39,6 +41,7 @@ class Agent:
     def __init__(self, *, drain: float = 8.0) -> None:
         self._handlers: dict[str, Handler] = {}
         self._on_start: list[Callable[[], Any]] = []
+        self._on_unit_changed: list[Callable[[str, str], Any]] = []
         self._drain = drain
         self._desk: Desk | None = None
         self._notifier: Notifier | None = None
@@ -61,6 +64,14 @@ class Agent:
     def on_start(self, function: Start) -> Start:
         """Register a function to be run once, connected but before READY and before the first message."""
         self._on_start.append(function)
+        return function
+
+    def on_unit_changed(self, function: Changed) -> Changed:
+        """Register a function ``(unit, state)`` for news of units that this one requires: ``"gone"`` or ``"ready"``.
+
+        Called after ``on_start``, one piece of news after the other. After a reconnect each is told again.
+        """
+        self._on_unit_changed.append(function)
         return function
 
     async def send(self, to: str, kind: str, data: Any = None, *, key: str | None = None) -> Sent:
@@ -104,6 +115,7 @@ class Agent:
         self._notifier = Notifier.from_environment()
         self._notifier.start_beating()
         running = asyncio.create_task(channel.run(), name="channel")
+        telling = asyncio.create_task(self._tell(desk), name="news")
         if await _unless(stop, running, self._begin(channel)):
             self._notifier.say("READY=1")
             desk.started.set()
@@ -112,6 +124,7 @@ class Agent:
         drained = await desk.drain(self._drain if desk.started.is_set() else 0)
         await desk.close()
         running.cancel()
+        telling.cancel()
         await channel.flush()
         self._notifier.close()
         if not drained:
@@ -136,6 +149,19 @@ class Agent:
                 await function()
             else:
                 await in_thread(function)
+
+    async def _tell(self, desk: Desk) -> None:
+        await desk.started.wait()
+        while True:
+            news = await desk.news.get()
+            for function in self._on_unit_changed:
+                try:
+                    if inspect.iscoroutinefunction(function):
+                        await function(*news)
+                    else:
+                        await in_thread(function, *news)
+                except Exception:  # noqa: BLE001 - the author's function: its failure ends neither the news nor the agent
+                    traceback.print_exc()
 
     async def _handle(self, work: Work) -> Any:
         message = work.message

@@ -151,8 +151,15 @@ class Channel:
             self._answered(said)
         elif said["method"] == "deliver":
             self._deliver(said)
+        elif said["method"] == "unit_changed":
+            self._unit_changed(said.get("params"))
         elif "id" in said:
             self._object(said, -32601, f"an agent has no method {said['method']!r}")
+
+    def _unit_changed(self, params: Any) -> None:
+        unit, state = (params.get("unit"), params.get("state")) if isinstance(params, dict) else (None, None)
+        if isinstance(unit, str) and isinstance(state, str):
+            self._inbox.told(unit, state)
 
     def _deliver(self, said: Params) -> None:
         try:

@@ -32,6 +32,8 @@ class Desk:
 
     def __init__(self, handle: Callable[[Work], Awaitable[Any]]) -> None:
         self._handle = handle
+        self.news: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        """What is told of units that this one requires: (unit, state)."""
         self._works: dict[Identity, Work] = {}
         self._done: OrderedDict[Identity, Answer] = OrderedDict()
         self._unconfirmed: deque[Work] = deque(maxlen=1)
@@ -65,6 +67,10 @@ class Desk:
         elif not self._closing:
             work = self._begin(message)
             work.task = asyncio.create_task(self._work(work), name=f"message {message.id}")
+
+    def told(self, unit: str, state: str) -> None:
+        """A unit that this one requires is ``ready`` or ``gone``."""
+        self.news.put_nowait((unit, state))
 
     def linked(self, in_flight: int) -> None:
         """A new connection stands: repeat what may never have been read, and send what waited for it."""

@@ -36,6 +36,10 @@ class Inbox(Protocol):
         """A delivery arrived. Raises KeyError, TypeError or ValueError if it is none."""
         ...
 
+    def told(self, unit: str, state: str) -> None:
+        """A unit that this one requires is ``ready`` or ``gone``."""
+        ...
+
     def linked(self, in_flight: int) -> None:
         """A connection stands, and may deliver ``in_flight`` messages at once: outcomes that waited for it can go."""
         ...

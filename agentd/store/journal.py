@@ -129,6 +129,7 @@ class Journal:
         limit: int = 200,
         conversation: str | None = None,
         message: str | None = None,
+        correlation: str | None = None,
     ) -> list[Record]:
         """The newest ``limit`` records that fit, newest last. Times are unix seconds, both ends included.
 
@@ -138,7 +139,7 @@ class Journal:
         if not 1 <= limit <= LIMIT_MAX:
             raise BadInput(f"limit: {limit} is not between 1 and {LIMIT_MAX}.")
         wanted = {"unit": unit, "kind": kind, "since": since, "until": until}
-        wanted |= {"limit": limit, "conversation": conversation, "message": message}
+        wanted |= {"limit": limit, "conversation": conversation, "message": message, "correlation": correlation}
         return await asyncio.to_thread(self._select, wanted)
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 Record = dict[str, Any]
 Row = dict[str, Any]
 
-TEXTS = ("unit", "invocation", "actor", "reason", "message", "conversation", "epoch")
+TEXTS = ("unit", "invocation", "actor", "reason", "message", "conversation", "correlation", "epoch")
 COLUMNS = frozenset({"at", "kind", "source", "seq", *TEXTS})
 DETAIL_MAX = 64 << 10
 """Characters of detail kept per record; what is longer is cut and says so."""

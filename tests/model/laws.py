@@ -17,15 +17,18 @@ from typing import Any
 from hypothesis import strategies as st
 
 from agentd.model.life import (
+    AT_FAULT,
     BLAMED,
     INNOCENT,
     LIVE,
+    Await,
     Beat,
     Cause,
     Deadline,
     Ended,
     Event,
     Excused,
+    Follow,
     Hang,
     Hold,
     Kill,
@@ -34,6 +37,7 @@ from agentd.model.life import (
     Now,
     Phase,
     Policy,
+    Proceed,
     Ready,
     Refused,
     Release,
@@ -52,13 +56,16 @@ POLICIES: tuple[Policy, ...] = (
     Policy(restart="never", heartbeat=2.0),
     Policy(type="oneshot", restart="on-failure", burst=3),
     Policy(type="oneshot"),
+    Policy(runtime_max=6.0, burst=4, success=frozenset({1})),
+    Policy(type="notify", heartbeat=3.0, runtime_max=5.0, restart="on-failure", success=frozenset({-9})),
+    Policy(type="oneshot", runtime_max=4.0, success=frozenset({1, -9})),
     Policy.system(type="simple", heartbeat=5.0),
 )
 
 ANYTHING = (
     "start", "stop", "restart", "hold", "release", "answer", "answer", "answer", "refuse", "refuse for now",
     "ready", "ready", "beat", "excuse", "hang", "crash", "exit 1", "exit 0", "fail", "due", "due", "early", "stale",
-    "reborn",
+    "reborn", "await", "proceed", "proceed", "follow",
 )  # fmt: skip
 FAILING = ("fail", "fail", "fail", "due", "due", "due", "due", "refuse for now", "reborn", "early")
 """A unit that is left alone with its bug: back-off and parking come up."""
@@ -144,6 +151,7 @@ class History:
         asked: dict[str, Event] = {
             "start": Start("op", "because"), "stop": Stop("op"), "restart": Restart("op"),
             "hold": Hold("no tokens"), "release": Release("raised"),
+            "await": Await("waits for base"), "proceed": Proceed("base is ready"), "follow": Follow("base ended"),
         }  # fmt: skip
         if action in asked:
             self.post(asked[action])
@@ -221,7 +229,7 @@ class History:
         self.post(Spawned(self.process, 42, at=self.forked))
         if before.phase is Phase.running and self.policy.heartbeat is not None:
             assert self.life.deadline is not None
-            assert self.life.deadline >= self.mono + self.policy.heartbeat
+            assert self.life.deadline >= min(self.mono + self.policy.heartbeat, self.end_of_run())
         if before.phase is Phase.stopping:
             assert before.deadline is None or before.deadline == self.life.deadline
         self.post(Deadline())
@@ -257,7 +265,8 @@ class History:
         life = self.life
         assert (life.invocation is not None) == (life.phase in LIVE)
         assert life.wanted or life.phase in (Phase.inactive, Phase.stopping)
-        assert not (life.wanted and life.phase is Phase.inactive)
+        assert not (life.wanted and life.phase is Phase.inactive) or life.awaits is not None
+        assert not life.waiting or life.reason == life.awaits, "it waits, and does not say for whom"
         assert (life.purpose is not None) == (life.phase is Phase.stopping)
         assert life.hold is None or life.phase in (Phase.inactive, Phase.stopping, Phase.held, Phase.failed)
         assert life.phase is not Phase.held or life.hold is not None
@@ -265,7 +274,7 @@ class History:
         assert life.started is None or life.phase in LIVE
         assert not life.again or (life.phase is Phase.stopping and life.wanted)
         assert self.policy.burst is None or len(life.failures) <= self.policy.burst
-        if life.wanted and life.invocation is None and life.phase not in (Phase.held, Phase.failed):
+        if life.wanted and life.invocation is None and life.phase not in (Phase.held, Phase.failed, Phase.inactive):
             assert life.deadline is not None, "wanted, without a process, and nothing is due: silent for ever"
         if self.policy.burst is None:
             assert life.phase is not Phase.parked
@@ -275,11 +284,14 @@ class History:
         notes = [e for e in effects if isinstance(e, Note)]
         assert all(n.text for n in notes)
         if before.phase is not self.life.phase:
-            assert [n for n in notes if n.kind == f"unit.{self.life.phase}" and n.text == self.life.reason]
+            kind = "unit.waiting" if self.life.waiting else f"unit.{self.life.phase}"
+            assert [n for n in notes if n.kind == kind and n.text == self.life.reason]
             assert self.life.since == self.mono
             if isinstance(event, Start | Stop | Restart):
                 assert notes[-1].actor == "op"
-        if self.life != before and not isinstance(event, Beat | Excused | Spawned):
+        if self.life != before and not isinstance(event, Beat | Excused | Spawned | Await | Proceed | Deadline):
+            assert notes
+        if before.waiting and isinstance(event, Await) and self.life != before:
             assert notes
 
     def check_deeds(self, before: Life, event: Event, effects: tuple[Any, ...]) -> None:
@@ -289,6 +301,7 @@ class History:
         for deed in deeds:
             if isinstance(deed, Spawn):
                 assert self.asked, "spawned although the operator's last word was stop"
+                assert before.awaits is None or isinstance(event, Proceed), "spawned before what it needs is ready"
                 assert self.process is None, "a second process"
                 assert all(deed.invocation > old for old in self.ids)
                 assert self.life.phase is Phase.starting
@@ -320,8 +333,8 @@ class History:
             assert life.phase in (Phase.inactive, Phase.stopping)
         if isinstance(event, Start | Restart):
             assert life.wanted
-            assert life.phase in (Phase.starting, Phase.running, Phase.stopping, Phase.held)
-            if life.phase is not before.phase or before.phase is Phase.held:
+            assert life.phase in (Phase.starting, Phase.running, Phase.stopping, Phase.held) or life.waiting
+            if life.phase is not before.phase or before.phase in (Phase.held, Phase.inactive):
                 assert (life.failures, life.attempt, life.restarts, life.probation) == ((), 0, 0, False)
                 self.tally, self.row, self.from_parked = [], 0, False
             elif life.failures == () and life.attempt == 0:
@@ -331,19 +344,29 @@ class History:
         if isinstance(event, Hold):
             assert life.hold == "no tokens"
             assert life.phase not in (Phase.starting, Phase.running, Phase.backoff, Phase.parked)
+        if isinstance(event, Await | Proceed):
+            assert life.awaits == (event.text if isinstance(event, Await) else None)
+            assert before.waiting or (life.phase, life.invocation) == (before.phase, before.invocation)
+            assert not before.waiting or isinstance(event, Await) or life.phase in (Phase.starting, Phase.held)
+        if isinstance(event, Follow):
+            assert life.wanted == before.wanted
+            assert life.phase is Phase.stopping or life is before
+            if before.phase in (Phase.starting, Phase.running):
+                assert life.phase is Phase.stopping
+                assert life.purpose not in AT_FAULT, "it did nothing wrong"
         if isinstance(event, Release):
             assert life.hold is None
             assert life.phase is not Phase.held
         if life.restarts > before.restarts:
             assert life.restarts == before.restarts + 1
             assert isinstance(event, Ended | Refused | Deadline)
-            assert life.phase is Phase.starting
+            assert life.phase is Phase.starting or life.waiting
 
     def check_time(self, before: Life, event: Event) -> None:
         """Exactly the phases that wait for something have a deadline, and when it comes something happens."""
         life, policy = self.life, self.policy
         due = {
-            Phase.running: policy.heartbeat is not None,
+            Phase.running: policy.heartbeat is not None or policy.runtime_max is not None,
             Phase.backoff: True,
             Phase.parked: True,
             Phase.stopping: life.started is not None,
@@ -354,20 +377,37 @@ class History:
             assert life is not before
             assert life.deadline is None or life.deadline > self.mono
             if before.phase is Phase.running:
-                assert life.purpose in BLAMED
+                assert life.purpose in AT_FAULT
+                over = policy.runtime_max is not None and self.mono >= (before.started or 0.0) + policy.runtime_max
+                assert (life.purpose not in BLAMED) == over, "asked to stop after its time, and only then"
+        if life.phase is Phase.running and policy.runtime_max is not None:
+            assert life.started is not None
+            assert life.deadline is not None
+            assert life.deadline <= life.started + policy.runtime_max, "a run without an end"
         if isinstance(event, Beat | Excused) and before.phase is Phase.running and policy.heartbeat is not None:
             assert before.deadline is not None
             assert life.deadline is not None
             assert before.deadline <= life.deadline <= self.mono + policy.heartbeat
             if isinstance(event, Excused) or (before.beat or 0.0) < event.at:
                 seen = min(event.at, self.mono) if isinstance(event, Beat) else self.mono
-                assert life.deadline >= seen + policy.heartbeat
+                assert life.deadline >= min(seen + policy.heartbeat, self.end_of_run())
         if life.phase is Phase.stopping and before.phase is not Phase.stopping and life.deadline is not None:
             assert life.deadline <= self.mono + max(policy.stop_timeout, 1.0)
         if life.phase is Phase.running and before.phase is Phase.starting:
             assert isinstance(event, Ready) == (policy.type == "notify")
             assert life.ready == (policy.type != "oneshot")
-            assert policy.heartbeat is None or life.deadline == self.mono + policy.heartbeat
+            assert policy.heartbeat is None or life.deadline == min(self.mono + policy.heartbeat, self.end_of_run())
+
+    def end_of_run(self) -> float:
+        """When the present run is too long."""
+        longest = float("inf") if self.policy.runtime_max is None else self.policy.runtime_max
+        return (self.life.started or 0.0) + longest
+
+    def spawned_into(self) -> Phase:
+        """Where a unit is that is to be spawned now."""
+        if self.life.hold is not None:
+            return Phase.held
+        return Phase.starting if self.life.awaits is None else Phase.inactive
 
     # --- endings ------------------------------------------------------------------------------------------------------
 
@@ -385,7 +425,7 @@ class History:
             assert life.phase is Phase.inactive
             return
         if before.phase is Phase.stopping and (cause in INNOCENT or before.again):
-            assert life.phase is (Phase.starting if life.hold is None else Phase.held)
+            assert life.phase is self.spawned_into()
             assert (life.failures, life.attempt, life.restarts) == (before.failures, before.attempt, before.restarts)
             return
         self.check_failure(before, event, cause, ran)
@@ -395,8 +435,11 @@ class History:
             return Cause.unstarted
         if before.phase is Phase.stopping:
             assert before.purpose is not None
-            return {"hold": Cause.held, "stop": Cause.stopped, "restart": Cause.stopped}.get(before.purpose, Cause.hung)
-        if event.exit == 0:
+            ours = {"hold": Cause.held, "overrun": Cause.failed} | dict.fromkeys(
+                ("stop", "restart", "follow"), Cause.stopped
+            )
+            return ours.get(before.purpose, Cause.hung)
+        if event.exit == 0 or event.exit in self.policy.success:
             return Cause.done if self.policy.type == "oneshot" else Cause.left
         return Cause.crashed if event.exit is None or event.exit < 0 else Cause.failed
 
@@ -407,7 +450,8 @@ class History:
                 assert life.phase is Phase.failed
                 return
         elif cause is Cause.unstarted:
-            assert (life.phase, life.failures, life.restarts) == (Phase.starting, before.failures, before.restarts)
+            assert life.phase is self.spawned_into()
+            assert (life.failures, life.restarts) == (before.failures, before.restarts)
             return
         elif cause is Cause.done or (cause is Cause.left and policy.restart != "always"):
             assert life.phase is Phase.inactive
@@ -434,7 +478,7 @@ class History:
             if not healthy:
                 self.row -= 1
         elif healthy or (self.row == 1 and policy.eager):
-            assert life.phase is Phase.starting, "the first failure after a healthy run restarts at once"
+            assert life.phase is self.spawned_into(), "the first failure after a healthy run restarts at once"
             if not policy.eager:
                 self.row = 0
         else:
@@ -442,7 +486,7 @@ class History:
             full = min(policy.max_delay, policy.delay * 2.0 ** min(max(doublings, 0), 30))
             wait = full * self.luck if policy.jitter else full
             if wait == 0:
-                assert life.phase is Phase.starting
+                assert life.phase is self.spawned_into()
                 return
             assert life.phase is Phase.backoff
             assert life.deadline is not None
@@ -519,6 +563,110 @@ def no_cycle_made_up(ordering: ModuleType, graph: Graph) -> None:
 ORDERING_LAWS: tuple[Callable[[ModuleType, Graph], None], ...] = (
     everybody_once, nobody_too_early, nobody_too_late, stops_backwards, no_cycle_made_up,
 )  # fmt: skip
+
+
+# --- who is restarted, stopped and started with whom ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Ties without a cycle: each unit may name units that come before it in some order, in any of the three ways."""
+
+    after: Graph
+    requires: Graph
+    binds_to: Graph
+
+    def all(self, name: str) -> set[str]:
+        """Whom it depends on directly."""
+        return {*self.after[name], *self.requires[name], *self.binds_to[name]} & set(NAMES)
+
+    def needs(self, name: str) -> set[str]:
+        """Without whom it is not started."""
+        return {*self.requires[name], *self.binds_to[name]} & set(NAMES)
+
+
+def fleets() -> st.SearchStrategy[Fleet]:
+    """Three relations over one order of the units."""
+    few = st.lists(st.sampled_from(NAMES), max_size=2)
+    every = st.fixed_dictionaries(dict.fromkeys(NAMES, few))
+
+    def build(drawn: list[Graph], order: Sequence[str]) -> Fleet:
+        kept = [{n: tuple(o for o in g[n] if order.index(o) < order.index(n)) for n in NAMES} for g in drawn]
+        return Fleet(*kept)
+
+    return st.builds(build, st.lists(every, min_size=3, max_size=3), st.permutations(NAMES))
+
+
+def closure(first: str, neighbours: Callable[[str], set[str]]) -> set[str]:
+    """All that can be reached: the naive way, until nothing more is found."""
+    found = {first}
+    while more := {other for one in found for other in neighbours(one)} - found:
+        found |= more
+    return found
+
+
+def dependants(fleet: Fleet, relation: Callable[[str], set[str]]) -> Callable[[str], set[str]]:
+    """A relation the other way round."""
+    return lambda name: {other for other in NAMES if name in relation(other)}
+
+
+def relations_of(relations: ModuleType, fleet: Fleet) -> Any:
+    """The index of a fleet, after some units were put in twice and others taken out again."""
+    index = relations.Relations()
+    for name in NAMES:
+        index.put(name, relations.Ties(after=("a", "b"), requires=("c",), binds_to=("d",)))
+    for name in NAMES[::2]:
+        index.drop(name)
+    for name in NAMES:
+        index.put(name, relations.Ties(fleet.after[name], fleet.requires[name], fleet.binds_to[name]))
+    return index
+
+
+def in_start_order(fleet: Fleet, generations: Sequence[Sequence[str]]) -> None:
+    """Nobody starts with or before one of those that it depends on; everybody stands there once."""
+    flat = [name for generation in generations for name in generation]
+    assert len(flat) == len(set(flat))
+    rank = {name: n for n, generation in enumerate(generations) for name in generation}
+    assert all(rank[other] < rank[name] for name in flat for other in fleet.all(name) if other in rank)
+
+
+def relations_law(relations: ModuleType, fleet: Fleet) -> None:
+    """The index says of every unit what its file says, both ways round, whatever was there before."""
+    index = relations_of(relations, fleet)
+    for name in NAMES:
+        assert set(index.of(name).needs) == fleet.needs(name)
+        assert set(index.of(name).all) == fleet.all(name)
+        assert index.dependants(name) == sorted(dependants(fleet, fleet.all)(name))
+        assert index.needing(name) == sorted(dependants(fleet, fleet.needs)(name))
+        assert index.bound(name) == sorted(other for other in NAMES if name in fleet.binds_to[other])
+        assert relations.reached(name, fleet.all) == closure(name, fleet.all)
+
+
+def strategy_law(strategy: ModuleType, fleet: Fleet) -> None:
+    """Exactly those are restarted, stopped and started whom the page of the module names, in order."""
+    from agentd.model import relations
+
+    index = relations_of(relations, fleet)
+
+    def binds(name: str) -> set[str]:
+        return set(fleet.binds_to[name])
+
+    bound = dependants(fleet, binds)
+    for name in NAMES:
+        joined = closure(name, lambda one: binds(one) | bound(one))
+        later = closure(name, dependants(fleet, fleet.all)) & joined
+        expected = {"one_for_one": closure(name, bound), "rest_for_one": later, "one_for_all": joined}
+        for how, names in expected.items():
+            restarted = strategy.restarted(how, name, index)
+            assert {one for generation in restarted for one in generation} == names
+            in_start_order(fleet, restarted)
+        stopped = strategy.stopped(name, index)
+        assert {one for gen in stopped for one in gen} == closure(name, dependants(fleet, fleet.needs))
+        in_start_order(fleet, stopped[::-1])
+        assert stopped[-1] == (name,), "dependants stop first"
+        started = strategy.started(name, index)
+        assert {one for gen in started for one in gen} == closure(name, fleet.needs)
+        in_start_order(fleet, started)
 
 
 # --- activity ---------------------------------------------------------------------------------------------------------

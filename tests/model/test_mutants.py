@@ -47,6 +47,10 @@ def checks(mutant: Mutant | None, file: str) -> list[Callable[[], object]]:
     module = load(file, mutant)
     if file == "liveness":
         return [_many(laws.scenes(), lambda scene: laws.liveness_law(module, scene))]
+    if file == "relations":
+        return [_many(laws.fleets(), lambda fleet: laws.relations_law(module, fleet))]
+    if file == "strategy":
+        return [_many(laws.fleets(), lambda fleet: laws.strategy_law(module, fleet))]
     return [_many(laws.graphs(), lambda graph, law=law: law(module, graph)) for law in laws.ORDERING_LAWS]
 
 
@@ -75,7 +79,7 @@ def test_each_bug_breaks_a_law(mutant: Mutant) -> None:
     assert broken(mutant), f"no law notices that {mutant.bug}"
 
 
-@pytest.mark.parametrize("file", ["lifecycle", "liveness", "ordering"])
+@pytest.mark.parametrize("file", ["lifecycle", "liveness", "ordering", "relations", "strategy"])
 def test_the_copies_are_sound(file: str) -> None:
     """Without a bug the same examples break nothing, so it is the bug that is noticed."""
     for check in checks(None, file):

@@ -29,7 +29,7 @@ def test_order_laws(law) -> None:  # type: ignore[no-untyped-def]
 @given(cyclic_graphs())
 def test_cycles_are_found_with_their_way(graph: dict[str, tuple[str, ...]]) -> None:
     """A cycle is refused, and each unit on one gets a way round that really exists."""
-    with pytest.raises(BadInput, match=r"cycle in after: .* → "):
+    with pytest.raises(BadInput, match=r"cycle in the start order: .* → "):
         start_order(graph)
     ways = ordering.cycles(graph)
     assert ways

@@ -50,6 +50,33 @@ async def test_malformed_lines_are_refused_and_the_connection_stays(world: World
     assert (await a.send("a"))["stored"]
 
 
+async def test_news_of_required_units(world: World) -> None:
+    """After each hello how each of them is, then once for each change; units that require nobody hear nothing."""
+    await world.unit("a")
+    await world.unit("b")
+    world.fact("a", requires=["db", "cache"], degraded=["db"])
+
+    async def told(agent: Agent) -> tuple[str, str]:
+        async with asyncio.timeout(5):
+            line = await agent.other.get()
+        assert line["method"] == "unit_changed"
+        assert "id" not in line
+        return line["params"]["unit"], line["params"]["state"]
+
+    a, b = await world.agent("a"), await world.agent("b")
+    assert [await told(a), await told(a)] == [("db", "gone"), ("cache", "ready")]
+    world.fact("a", degraded=[])
+    assert await told(a) == ("db", "ready")
+    world.fact("a", degraded=["cache"], phase="running")
+    assert await told(a) == ("cache", "gone")
+    await a.close()
+    again = await world.agent("a")
+    assert [await told(again), await told(again)] == [("db", "ready"), ("cache", "gone")]
+    assert (await again.send("a"))["stored"]
+    assert again.other.empty()
+    assert b.other.empty()
+
+
 async def test_hello_comes_first(world: World) -> None:
     """Before hello nothing is done for anybody."""
     await world.unit("a")

@@ -37,6 +37,13 @@ async def prepare() -> None:
         await app.send("registry", "hello", {"pid": os.getpid()})
 
 
+@app.on_unit_changed
+async def news(unit: str, state: str) -> None:
+    if unit == "bad":
+        raise ValueError(state)
+    app.status(f"{unit} is {state}")
+
+
 @app.on("echo")
 async def echo(ctx: Context, data: Any) -> Any:
     return data

@@ -355,6 +355,17 @@ async def test_nonsense_from_the_router_is_survived(router: Router, start: Start
     assert await router.result("echo", 1) == 1
 
 
+async def test_news_of_required_units_reach_the_author(router: Router, heard: Notifications, start: Start) -> None:
+    """Each in turn; a function that fails costs neither the next news nor the agent."""
+    await start()
+    router.say({"method": "unit_changed", "params": {"unit": "bad", "state": "gone"}})
+    for state in ("gone", "ready"):
+        router.say({"method": "unit_changed", "params": {"unit": "db", "state": state}})
+    assert await heard.word("STATUS=") == "STATUS=db is gone"
+    assert await heard.word("STATUS=") == "STATUS=db is ready"
+    assert await router.result("echo", 1) == 1
+
+
 async def test_an_invocation_that_is_over_ends(router: Router, start: Start) -> None:
     """A hello that is denied means that this process has no business here: it says why and exits 1."""
     router.hello_errors = [{"code": -32002, "message": "invocation is over", "data": {"code": "denied"}}]

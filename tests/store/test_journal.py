@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 
 from agentd.errors import BadInput, Unavailable
-from agentd.store.journal import Journal
+from agentd.store.journal import SQL, Journal
 from tests.store.conftest import Disk
 from tests.waiting import until
 
@@ -267,6 +267,23 @@ async def test_a_cancelled_wait_disturbs_nobody(tmp_path: Path, opened: Open) ->
     path.parent.mkdir()
     await within(journal.store(()))
     assert len(await journal.query()) == 1
+
+
+async def test_a_journal_of_an_older_agentd_is_brought_up_to_date(tmp_path: Path, opened: Open) -> None:
+    """Its records stay, and records with a correlation are found among them."""
+    path = tmp_path / "journal.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript((SQL / "001_record.sql").read_text())
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO record (at, kind, source, detail) VALUES (1.0, 'unit.running', 'daemon', '{}')")
+        db.commit()
+    store = opened(path)
+    store.append([{"at": 2.0, "kind": "unit.stopping", "correlation": "c1"}])
+    await store.flush()
+    assert [(r["kind"], r["correlation"]) for r in await store.query()] == [
+        ("unit.running", None), ("unit.stopping", "c1")
+    ]  # fmt: skip
+    assert [r["kind"] for r in await store.query(correlation="c1")] == ["unit.stopping"]
 
 
 async def test_a_journal_of_a_newer_agentd_is_left_alone(tmp_path: Path, opened: Open) -> None:
