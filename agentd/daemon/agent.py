@@ -78,6 +78,8 @@ class Agent:
         self.process: Process | None = None
         self.level = ""
         self.warnings: tuple[str, ...] = ()
+        self.spawning: str | None = None
+        """The invocation whose spawn is on its way to the keeper."""
         self._world = world
         self._effects: asyncio.Queue[Spawn | Signal | Kill] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
@@ -117,6 +119,8 @@ class Agent:
         if isinstance(effect, Note):
             self._world.note(self, effect)
         else:
+            if isinstance(effect, Spawn):
+                self.spawning = effect.invocation
             self._effects.put_nowait(effect)
 
     def _arm(self) -> None:
@@ -159,7 +163,11 @@ class Agent:
     async def _do(self, effect: Spawn | Signal | Kill) -> None:
         match effect:
             case Spawn(invocation):
-                await self._spawn(invocation)
+                try:
+                    await self._spawn(invocation)
+                finally:
+                    if self.spawning == invocation:
+                        self.spawning = None
             case Signal(invocation, signal):
                 await self._world.signal(self, invocation, signal)
             case Kill(invocation):
@@ -168,7 +176,7 @@ class Agent:
     async def _spawn(self, invocation: str) -> None:
         try:
             process = await self._world.spawn(self, invocation)
-        except Unavailable:
+        except (NotActive, Unavailable):
             raise
         except SpawnFailed as error:
             passing = error.detail.get("errno") in _PASSING

@@ -11,15 +11,17 @@ import asyncio
 import random
 import signal as signals
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from agentd.daemon.agent import Agent
 from agentd.daemon.links import Links, conclusions, verdict
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
-from agentd.errors import AgentdError, NoSuchUnit
+from agentd.errors import AgentdError, NoSuchUnit, NotActive, TooLate, Unavailable
 from agentd.host.keeper import Keeper
+from agentd.host.witness import Witness
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import LIVE, Asked, Ended, Life, Note, Now, Phase, Policy, Ready, Start, Stop
 from agentd.model.liveness import Activity
@@ -31,6 +33,7 @@ from agentd.wire.facts import Facts
 from agentd.wire.log import logger
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 STOP_MARGIN = 10.0
 """Seconds that stopping everything may take beyond the units' own stop_timeout."""
@@ -42,6 +45,8 @@ class Supervisor:
     def __init__(self, keeper: Keeper, spawning: Spawning, memory: Memory, journal: Journal) -> None:
         self.agents: dict[str, Agent] = {}
         self.keeper = keeper
+        """The connection of this moment; another takes its place when it is lost."""
+        self.witness = Witness()
         self.spawning = spawning
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
@@ -115,7 +120,9 @@ class Supervisor:
         self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
-        await self.keeper.forget(name)
+        self.witness.forget(name)
+        with suppress(Unavailable):  # what the next one adopts of a unit that nobody knows is forgotten then
+            await self.keeper.forget(name)
         self.spawning.forget(name)
 
     # --- starting and stopping ----------------------------------------------------------------------------------------
@@ -182,6 +189,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.witness.close()
 
     # --- World: what agents cause -------------------------------------------------------------------------------------
 
@@ -194,7 +202,7 @@ class Supervisor:
         life = agent.life
         if (life.floor, life.wanted) != self._saved.get(agent.name):
             self._remember(agent)
-        self._send_blob(agent)
+        self.send_blob(agent)
         self._tell(agent)
         if life.phase is not before.phase or life.ready != before.ready:
             self._start_waiting()
@@ -223,24 +231,36 @@ class Supervisor:
             await self._channel_ready(agent.name)
         compiled = await self.spawning.compile(agent, invocation)
         try:
-            process, listeners = await self.keeper.spawn(compiled.plan, compiled.fds)
+            if agent.life.invocation != invocation:
+                raise NotActive(f"{agent.name}: {invocation} is not wanted any more")
+            process, listeners = await self._answered(self.keeper.spawn(compiled.plan, compiled.fds))
         finally:
             compiled.close()
+        self.witness.see(process, self.spawning.fifo(agent.name))
         agent.level, agent.warnings = compiled.level, compiled.warnings
         self.spawning.learn(agent.name, listeners)
         return process
 
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None:
         """Send a signal to its main process."""
-        await self.keeper.signal(agent.name, invocation, signals.Signals[signal])
+        await self._answered(self.keeper.signal(agent.name, invocation, signals.Signals[signal]))
 
     async def kill(self, agent: Agent, invocation: str) -> None:
         """Kill its whole tree."""
-        await self.keeper.kill(agent.name, invocation)
+        await self._answered(self.keeper.kill(agent.name, invocation))
 
     async def beat(self, agent: Agent) -> float | None:
         """The keeper's stamp of its last heartbeat."""
-        return (await self.keeper.beats()).get(agent.name)
+        return (await self._answered(self.keeper.beats())).get(agent.name)
+
+    async def _answered(self, asked: Awaitable[T]) -> T:
+        """The keeper's answer. One that stays away is a lost keeper: what it did of it, its next snapshot tells."""
+        keeper = self.keeper
+        try:
+            return await asked
+        except TooLate as error:
+            keeper.give_up()
+            raise Unavailable(str(error)) from error
 
     def thinking(self, agent: Agent) -> bool:
         """Whether a model call of its moves: then silence is no hang."""
@@ -330,7 +350,8 @@ class Supervisor:
             "level": agent.level,
         }
 
-    def _send_blob(self, agent: Agent) -> None:
+    def send_blob(self, agent: Agent) -> None:
+        """Leave with the keeper what the next daemon needs."""
         self.background(self._blob(agent))
 
     async def _blob(self, agent: Agent) -> None:

@@ -69,6 +69,17 @@ def set_own_limits() -> None:
         _libc.malloc_trim(ctypes.c_size_t(0))
 
 
+def given() -> list[int]:
+    """The limits and the mode mask with which this keeper was started, for itself after an exec."""
+    return [*_descriptors, _umask]
+
+
+def remember(soft: int, hard: int, mask: int) -> None:
+    """After an exec in place: what was given at the very first start is what children get."""
+    global _descriptors, _umask
+    _descriptors, _umask = (soft, hard), mask
+
+
 def restore_limits() -> None:
     """In a child: what the keeper itself was given."""
     resource.setrlimit(resource.RLIMIT_NOFILE, _descriptors)
@@ -160,12 +171,13 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
     The child reports through ``Child.report``; an OSError is the fork's own.
     """
     report, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    keeper = os.getpid()
     # No signal may run our handlers, or use our wake-up pipe, in the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
-            _child(plan, fds, output, write_end)
+            _child(plan, fds, output, write_end, keeper)
     except OSError:
         os.close(report)
         raise
@@ -181,7 +193,7 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
         raise
 
 
-def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int) -> NoReturn:
+def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int, keeper: int) -> NoReturn:
     """Between fork and exec: never returns, whatever happens."""
     step, path = "session", ""
     try:
@@ -195,6 +207,8 @@ def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int)
         env = environment(plan, len(fds))
         signal.pthread_sigmask(signal.SIG_SETMASK, _NO_SIGNALS)
         step, path = "exec", plan.executable
+        if os.getppid() != keeper:
+            os._exit(127)  # it died meanwhile: nobody knows of us, and the next one starts the unit again
         os.execve(plan.executable, plan.argv, env)  # noqa: S606 - the point of it all
     except OSError as error:
         _tell(report, _explained(step, error, path, plan))

@@ -47,6 +47,8 @@ class Tree:
     uid: int | None
     """The unit's own uid; None if it has none of its own."""
     cgroup: str | None
+    adrift: bool = False
+    """Begun by an earlier keeper: its orphans are not our children, so only what it carries tells who belongs."""
 
 
 def read_stat(pid: int) -> Stat | None:
@@ -103,6 +105,8 @@ def members(
     whether it is in another unit's cgroup. ``alone``: no other unit without a cgroup lives, so an orphan without any
     marker can only be ours.
     """
+    if tree.adrift:
+        return _adrift(tree, rows(), others)
     children = own_children()
     if children is not None and children <= others:
         return []  # whoever lost its parent is our child now: nobody did
@@ -111,6 +115,25 @@ def members(
     mine = {pid for pid, row in candidates.items() if _belongs(tree, row, foreign, alone)}
     for pid in list(mine):
         mine.update(below(candidates, pid))
+    return sorted(mine)
+
+
+def _adrift(tree: Tree, rows: dict[int, Stat], others: frozenset[int]) -> list[int]:
+    """Its group, its session, its marker, and what descends from those. Not its uid, which others of this host may
+    have; and no group whose number has become somebody else's."""
+    main = rows.get(tree.main)
+    recycled = main is not None and main.start_time != tree.start_time
+    young = {pid: row for pid, row in rows.items() if row.start_time >= tree.start_time and pid not in others}
+    young.pop(os.getpid(), None)
+    mine = set()
+    for pid, row in young.items():
+        marks = environment(pid)
+        mark = (marks.get(b"AGENTD_UNIT"), marks.get(b"AGENTD_INVOCATION"))
+        near = tree.main in (pid, row.group, row.session) and not recycled
+        if near or mark == (tree.unit.encode(), tree.invocation.encode()):
+            mine.add(pid)
+    for pid in list(mine):
+        mine.update(below(young, pid, stop=others))
     return sorted(mine)
 
 

@@ -1,0 +1,161 @@
+"""Row "keeper kill -9", "keeper upgraded in place": the parent of everything dies, and nobody else notices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.fleet import Broken
+from tests.fleet import Fleet, fleet
+from tests.waiting import wait_until
+
+Json = dict[str, Any]
+SLEEPER = '[agent]\nexec = ["sleep", "1000"]\n'
+WRITER = """[agent]
+exec = ["python", "-uc", '''
+import itertools, os, time
+for n in itertools.count():
+    os.write(1, f"{os.getpid()} line {n} {'x' * (n % 200)} end\\n".encode())
+    time.sleep(0.0005)
+''']
+"""
+DIES = """[agent]
+exec = ["sh", "-c", "echo run $AGENTD_INVOCATION >> $HOME/runs; trap 'echo last words; exit 7' USR1; while :; do sleep 0.05; done"]
+stop_timeout = "1s"
+"""
+
+
+def about(f: Fleet) -> Json:
+    found: Json = f.status()["agentd"]
+    return found
+
+
+def pids(f: Fleet) -> dict[str, int]:
+    return {unit["name"]: unit["pid"] for unit in f.status()["units"]}
+
+
+def kill_keeper(f: Fleet) -> int:
+    """SIGKILL it and wait until the daemon has noticed; the daemon's pid."""
+    assert f.process is not None
+    daemon = int(about(f)["pid"])
+    f.process.kill()
+    f.process.wait()
+    wait_until(lambda: about(f)["keeper_pid"] is None, 5)
+    return daemon
+
+
+def next_keeper(f: Fleet) -> None:
+    """What a person does: start agentd again."""
+    f.start(settle=False)
+    assert f.process is not None
+    keeper = f.process.pid
+    wait_until(lambda: f._died() or about(f)["keeper_pid"] == keeper, 10)
+
+
+def check_lines(text: str) -> int:
+    """Every line whole, in order, none lost or doubled; how many there are."""
+    expected: dict[str, int] = {}
+    lines = text.splitlines()
+    for line in lines:
+        pid, _, number, *_, end = line.split()
+        assert end == "end", line
+        assert int(number) == expected.get(pid, 0), line
+        expected[pid] = int(number) + 1
+    return len(lines)
+
+
+def test_the_keeper_is_killed_and_the_next_one_adopts_all(short_dir: Path) -> None:
+    """Units live and keep their pids, a writer loses no line, a death meanwhile has its status and last words, nothing
+    is started twice, and Ctrl-C of the new keeper leaves nothing."""
+    with fleet(short_dir, {"a": SLEEPER, "writer": WRITER, "dies": DIES}) as f:
+        before = pids(f)
+        f.wait("dies", state="running")
+        home = short_dir / "s" / "home" / "dies"
+        wait_until(lambda: (home / "runs").exists(), 5)
+        daemon = kill_keeper(f)
+        assert any("keeper: lost" in warning for warning in about(f)["warnings"])
+        written = len(f.log_of("writer"))
+        os.kill(before["dies"], signal.SIGUSR1)
+        wait_until(lambda: gone(before["dies"]), 5)
+        assert f.unit("dies")["state"] == "running"  # nobody can know yet
+        next_keeper(f)
+        after = f.wait("dies", state="running", restarts=1)
+        assert about(f)["pid"] == daemon
+        assert after["last"]["exit"] == 7
+        assert "last words" in f.log_of("dies")
+        assert (home / "runs").read_text().count("run ") == 2
+        now = pids(f)
+        assert {k: v for k, v in now.items() if k != "dies"} == {k: v for k, v in before.items() if k != "dies"}
+        wait_until(lambda: len(f.log_of("writer")) > written + 10_000, 10)
+        assert about(f)["warnings"] == []
+        f.kill(now["a"])
+        assert f.wait("a", state="running", restarts=1)["last"]["text"] == "killed by SIGKILL"
+        f.post("/v1/units/writer/stop")
+        assert check_lines(f.log_of("writer")) > 100
+
+
+def gone(pid: int) -> bool:
+    """It is dead; a zombie whose new parent takes its time is."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_keeper_and_daemon_are_killed_together(short_dir: Path) -> None:
+    """The next agentd takes over from files alone: same pids, and the units' state, from the blobs."""
+    with fleet(short_dir, {"a": SLEEPER, "b": SLEEPER}) as f:
+        f.kill(pids(f)["b"])
+        before = f.wait("b", state="running", restarts=1)
+        f.post("/v1/units/a/stop")
+        pid = about(f)["pid"]
+        blob = next(p for p in (short_dir / "r" / "keeper").glob("*.blob") if '"unit": "a"' in p.read_text())
+        wait_until(lambda: "inactive" in blob.read_text(), 5)
+        assert f.process is not None
+        f.process.kill()
+        f.kill(pid)
+        f.process.wait()
+        wait_until(lambda: gone(pid), 5)
+        f.start()
+        assert f.unit("a")["state"] == "inactive"
+        after = f.unit("b")
+        assert (after["pid"], after["restarts"], after["invocation"]) == (before["pid"], 1, before["invocation"])
+
+
+def test_down_is_refused_while_no_keeper_is_there(short_dir: Path) -> None:
+    """It would leave the units running; the answer says what to do, and up does it."""
+    with fleet(short_dir, {"a": SLEEPER}) as f:
+        kill_keeper(f)
+        status, answer = f.ask("POST", "/v1/down", {})
+        assert (status, answer["error"]["code"]) == (503, "unavailable"), answer
+        assert "agentctl up" in answer["error"]["hint"]
+        next_keeper(f)
+
+
+def test_a_keeper_is_upgraded_in_place(short_dir: Path) -> None:
+    """SIGUSR2: same pid, new program; no unit is touched, no line lost, exits are still seen as a parent sees them."""
+    with fleet(short_dir, {"a": SLEEPER, "writer": WRITER, "dies": DIES}) as f:
+        before, daemon = pids(f), about(f)["pid"]
+        assert f.process is not None
+        started = start_of(f.process.pid)
+        for _ in range(5):
+            count = len(f.records(kind="keeper.found"))
+            f.process.send_signal(signal.SIGUSR2)
+            wait_until(lambda n=count: len(f.records(kind="keeper.found")) > n, 10)
+        assert start_of(f.process.pid) == started
+        assert (pids(f), about(f)["pid"], about(f)["keeper_pid"]) == (before, daemon, f.process.pid)
+        os.kill(before["dies"], signal.SIGUSR1)
+        assert f.wait("dies", state="running", restarts=1)["last"]["exit"] == 7
+        f.post("/v1/units/writer/stop")
+        assert check_lines(f.log_of("writer")) > 50
+
+
+def start_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
