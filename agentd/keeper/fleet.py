@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from agentd.keeper import cgroup, process, record, tree
@@ -106,6 +106,7 @@ class Fleet:
         try:
             plan = SpawnPlan.from_dict(data)
             process.check(plan, fds)
+            plan = replace(plan, env={**plan.env, "AGENTD_RUNTIME": os.path.dirname(self._directory)})
         except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise StepFailed("check", errno.EINVAL, "plan", str(error)) from None
         unit = self._vacant(plan)

@@ -16,7 +16,7 @@ from typing import Any
 
 from agentd.keeper.loop import say
 from agentd.keeper.plan import Process, SpawnPlan
-from agentd.keeper.tree import environment, read_stat, scan
+from agentd.keeper.tree import carries, read_stat, scan
 
 VERSION = 1
 OWN = "keeper.json"
@@ -114,6 +114,7 @@ class Record:
 
     def __init__(self, directory: str, unit: str) -> None:
         self.path = f"{directory}/{digest(unit)}.json"
+        self.runtime = os.path.dirname(directory)
         self._unit, self._blob = unit, f"{directory}/{digest(unit)}.blob"
 
     def write(self, state: str, plan: SpawnPlan, process: Process | None, listeners: dict[str, str]) -> None:
@@ -139,7 +140,7 @@ class Record:
             if content["state"] == "idle":
                 return None
             if process is None:
-                return marked(str(plan["unit"]), str(plan["invocation"]))
+                return marked(str(plan["unit"]), str(plan["invocation"]), self.runtime)
             row = read_stat(int(process["pid"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -152,10 +153,6 @@ class Record:
             os.unlink(self.path)
 
 
-def marked(unit: str, invocation: str) -> int | None:
+def marked(unit: str, invocation: str, runtime: str) -> int | None:
     """A process that carries this invocation's marker: its keeper died between fork and the file."""
-    for pid in scan():
-        marks = environment(pid)
-        if marks.get(b"AGENTD_INVOCATION") == invocation.encode() and marks.get(b"AGENTD_UNIT") == unit.encode():
-            return pid
-    return None
+    return next((pid for pid in scan() if carries(pid, unit, invocation, runtime)), None)

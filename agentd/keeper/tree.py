@@ -47,6 +47,8 @@ class Tree:
     uid: int | None
     """The unit's own uid; None if it has none of its own."""
     cgroup: str | None
+    runtime: str
+    """The runtime directory: other fleets of this host may have units of the same name."""
     adrift: bool = False
     """Begun by an earlier keeper: its orphans are not our children, so only what it carries tells who belongs."""
 
@@ -127,10 +129,8 @@ def _adrift(tree: Tree, rows: dict[int, Stat], others: frozenset[int]) -> list[i
     young.pop(os.getpid(), None)
     mine = set()
     for pid, row in young.items():
-        marks = environment(pid)
-        mark = (marks.get(b"AGENTD_UNIT"), marks.get(b"AGENTD_INVOCATION"))
         near = tree.main in (pid, row.group, row.session) and not recycled
-        if near or mark == (tree.unit.encode(), tree.invocation.encode()):
+        if near or carries(pid, tree.unit, tree.invocation, tree.runtime):
             mine.add(pid)
     for pid in list(mine):
         mine.update(below(young, pid, stop=others))
@@ -157,6 +157,13 @@ def environment(pid: int) -> dict[bytes, bytes]:
             return {name: value for name, _, value in pairs}
     except OSError:
         return {}
+
+
+def carries(pid: int, unit: str, invocation: str, runtime: str) -> bool:
+    """Whether a process was begun for this invocation, in this very fleet."""
+    marks = environment(pid)
+    wanted = {b"AGENTD_UNIT": unit, b"AGENTD_INVOCATION": invocation, b"AGENTD_RUNTIME": runtime}
+    return all(marks.get(name) == os.fsencode(value) for name, value in wanted.items())
 
 
 def _uid(pid: int) -> int | None:

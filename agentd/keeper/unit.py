@@ -95,7 +95,9 @@ class Unit:
         assert self.process is not None
         own = self.plan.uid if self.plan.uid not in (None, 0, os.geteuid()) else None
         row = self.process
-        return Tree(self.name, row.invocation, row.pid, row.start_time, own, self.kill_cgroup, self.adrift)
+        return Tree(
+            self.name, row.invocation, row.pid, row.start_time, own, self.kill_cgroup, self.record.runtime, self.adrift
+        )
 
     # From one keeper to the next
 
@@ -112,7 +114,11 @@ class Unit:
         """
         self.plan, self.blob, self._blob_written = saved.plan, saved.blob, saved.blob
         self._addresses = dict(saved.listeners)
-        row = saved.process if saved.state != "spawning" or saved.plan is None else _found(saved.plan)
+        row = (
+            saved.process
+            if saved.state != "spawning" or saved.plan is None
+            else _found(saved.plan, self.record.runtime)
+        )
         if row is not None:
             self._remember(row)
             if row.ended is None:
@@ -454,9 +460,9 @@ class Unit:
                 say(f"the blob of {self.name} cannot be written: {error}; proceeding")
 
 
-def _found(plan: SpawnPlan) -> Process | None:
+def _found(plan: SpawnPlan, runtime: str) -> Process | None:
     """The process of a spawn whose keeper died before it could write down the pid."""
-    pid = record.marked(plan.unit, plan.invocation)
+    pid = record.marked(plan.unit, plan.invocation, runtime)
     row = read_stat(pid) if pid is not None else None
     if row is not None and row.session != row.pid and (leader := read_stat(row.session)) is not None:
         row = leader

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from chaos.fleet import Broken
 from tests.fleet import Fleet, fleet
 from tests.waiting import wait_until
 
@@ -27,7 +21,10 @@ for n in itertools.count():
 ''']
 """
 DIES = """[agent]
-exec = ["sh", "-c", "echo run $AGENTD_INVOCATION >> $HOME/runs; trap 'echo last words; exit 7' USR1; while :; do sleep 0.05; done"]
+exec = ["sh", "-c", '''
+echo run $AGENTD_INVOCATION >> $HOME/runs; trap "echo last words; exit 7" USR1
+while :; do sleep 0.05; done
+''']
 stop_timeout = "1s"
 """
 
@@ -78,7 +75,7 @@ def test_the_keeper_is_killed_and_the_next_one_adopts_all(short_dir: Path) -> No
         before = pids(f)
         f.wait("dies", state="running")
         home = short_dir / "s" / "home" / "dies"
-        wait_until(lambda: (home / "runs").exists(), 5)
+        wait_until((home / "runs").exists, 5)
         daemon = kill_keeper(f)
         assert any("keeper: lost" in warning for warning in about(f)["warnings"])
         written = len(f.log_of("writer"))
