@@ -33,6 +33,7 @@ _descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
 _umask = os.umask(0o022)
 os.umask(_umask)
 """What we were started with: children get it back."""
+_lock = -1
 
 
 class StepFailed(Exception):
@@ -197,6 +198,7 @@ def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int,
     """Between fork and exec: never returns, whatever happens."""
     step, path = "session", ""
     try:
+        let_go()
         reset_signals()
         restore_limits()
         os.setsid()
@@ -238,6 +240,18 @@ def _steps(plan: SpawnPlan) -> list[tuple[str, str, Callable[[], object]]]:
 
 def _limit(limit: Rlimit) -> None:
     resource.setrlimit(getattr(resource, limit.name), (limit.soft, limit.hard))
+
+
+def hold(lock: int) -> None:
+    """The keeper's lock: a child that outlives the keeper must not hold it, not even until its exec."""
+    global _lock
+    _lock = lock
+
+
+def let_go() -> None:
+    """In a fresh child, first of all."""
+    if _lock >= 0:
+        os.close(_lock)
 
 
 def reset_signals() -> None:

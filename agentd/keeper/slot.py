@@ -105,6 +105,7 @@ class Slot:
 
     def _child(self) -> None:
         try:
+            process.let_go()
             process.reset_signals()
             process.restore_limits()
             os.setsid()  # Ctrl-C is for the keeper, which stops all in order

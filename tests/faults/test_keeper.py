@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,17 @@ def test_a_keeper_is_upgraded_in_place(short_dir: Path) -> None:
         for _ in range(5):
             count = len(f.records(kind="keeper.found"))
             f.process.send_signal(signal.SIGUSR2)
-            wait_until(lambda n=count: len(f.records(kind="keeper.found")) > n, 10)
+            wait_until(partial(found, f, count), 10)
         assert start_of(f.process.pid) == started
         assert (pids(f), about(f)["pid"], about(f)["keeper_pid"]) == (before, daemon, f.process.pid)
         os.kill(before["dies"], signal.SIGUSR1)
         assert f.wait("dies", state="running", restarts=1)["last"]["exit"] == 7
         f.post("/v1/units/writer/stop")
         assert check_lines(f.log_of("writer")) > 50
+
+
+def found(f: Fleet, count: int) -> bool:
+    return len(f.records(kind="keeper.found")) > count
 
 
 def start_of(pid: int) -> int:
