@@ -256,7 +256,8 @@ def _set_up(runtime: str, daemon: Sequence[str], held: int = -1, resumed: Json |
                 os.set_inheritable(int(name), False)
     if resumed is not None:
         process.remember(*resumed["given"])
-    process.hold(held)
+    if held >= 0:
+        process.own.append(held)
     process.set_own_limits()
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
     process.prctl(process.PR_SET_DUMPABLE, 0)

@@ -33,7 +33,8 @@ _descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
 _umask = os.umask(0o022)
 os.umask(_umask)
 """What we were started with: children get it back."""
-_lock = -1
+own: list[int] = []
+"""The keeper's lock and its listening socket. A child that holds them when the keeper dies would look like one."""
 
 
 class StepFailed(Exception):
@@ -242,16 +243,10 @@ def _limit(limit: Rlimit) -> None:
     resource.setrlimit(getattr(resource, limit.name), (limit.soft, limit.hard))
 
 
-def hold(lock: int) -> None:
-    """The keeper's lock: a child that outlives the keeper must not hold it, not even until its exec."""
-    global _lock
-    _lock = lock
-
-
 def let_go() -> None:
-    """In a fresh child, first of all."""
-    if _lock >= 0:
-        os.close(_lock)
+    """In a fresh child, first of all: close what must not outlive the keeper, not even until the exec."""
+    for fd in own:
+        os.close(fd)
 
 
 def reset_signals() -> None:

@@ -88,6 +88,9 @@ def read(path: str) -> Json | None:
 def saved(directory: str) -> list[Saved]:
     """What an earlier keeper of this boot left, unit by unit."""
     found: dict[str, Saved] = {}
+    for name in os.listdir(directory):
+        if name.endswith(".new"):  # it was killed in the middle of writing
+            os.unlink(f"{directory}/{name}")
     for content in _contents(directory, ".json"):
         try:
             plan = SpawnPlan.from_dict(content["plan"] | {"env": {}})

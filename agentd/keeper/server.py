@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentd import __version__
-from agentd.keeper import protocol
+from agentd.keeper import process, protocol
 from agentd.keeper.fleet import Fleet, Refused
 from agentd.keeper.loop import EPOLLIN, EPOLLOUT, Loop, say
 from agentd.keeper.notify import bind_private, unlink_socket
@@ -136,6 +136,7 @@ class Server:
             unlink_socket(path)
             bind_private(self._socket, path)
             self._socket.listen(16)
+        process.own.append(self._socket.fileno())
         loop.watch(self._socket.fileno(), lambda _: self._accept())
 
     @property

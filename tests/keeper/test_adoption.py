@@ -180,6 +180,7 @@ def test_ready_status_and_blobs_survive(old: Keeper) -> None:
         sock.sendto(b"READY=1\nSTATUS=warm", f"{old.directory}/n/a")
     ready = client.event("ready")["at"]
     files = old.directory / "keeper"
+    wait_until(lambda: len(list(files.glob("*.blob"))) == 2, TIMEOUT)
     wait_until(lambda: any('"warm"' in path.read_text() for path in files.glob("*.json")), TIMEOUT)
     crash(old)
     client = old.start().client()
@@ -401,7 +402,7 @@ def test_the_daemon_is_adopted_and_never_doubled(bare: Keeper) -> None:
     log = bare.directory / "starts"
     daemon = ["/bin/sh", "-c", f"echo $$ >> {log}; exec sleep 1000"]
     bare.start(*daemon, stderr=subprocess.DEVNULL)
-    wait_until(log.exists)
+    wait_until(lambda: log.exists() and log.read_text().strip(), TIMEOUT)
     wait_until((bare.directory / "keeper" / "keeper.json").exists)
     first = int(log.read_text())
     crash(bare)
