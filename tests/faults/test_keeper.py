@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,68 @@ def found(f: Fleet, count: int) -> bool:
 
 def start_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+HOLDER = """[agent]
+type = "notify"
+exec = ["python", "-uc", '''
+import asyncio, os
+from agentd.sdk import Agent
+app = Agent()
+home = os.environ["HOME"]
+@app.on("work")
+async def work(ctx, data: dict):
+    open(home + "/attempts", "a").write("x")
+    while not os.path.exists(home + "/go"):
+        await asyncio.sleep(0.01)
+    open(home + "/done", "a").write("x")
+app.run()
+''']
+
+[liveness]
+heartbeat = "1s"
+"""
+
+
+def test_a_message_in_hand_does_not_notice(short_dir: Path) -> None:
+    """Killed and upgraded keepers, a heartbeat that nobody hears for longer than it may be silent: the message stays
+    with its holder, is handled once, and the holder is not taken for hung."""
+    home = short_dir / "s" / "home" / "holder"
+    with fleet(short_dir, {"holder": HOLDER}) as f:
+        f.post("/v1/send", {"to": "holder", "kind": "work", "data": {}})
+        before = f.wait("holder", holding={"kind": "work"})
+        kill_keeper(f)
+        end = time.monotonic() + 2.0
+        wait_until(lambda: time.monotonic() > end, 3)
+        assert f.unit("holder")["holding"]["kind"] == "work"
+        next_keeper(f)
+        assert f.process is not None
+        f.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: len(f.records(kind="keeper.found")) == 2, 10)
+        wait_until(lambda: f.unit("holder")["beat_age"] is not None, 5)
+        (home / "go").touch()
+        after = f.wait("holder", holding=None)
+        wait_until((home / "done").exists, 5)
+        assert (after["pid"], after["restarts"]) == (before["pid"], 0)
+        assert ((home / "attempts").read_text(), (home / "done").read_text()) == ("x", "x")
+
+
+def test_a_daemon_that_stands_still_blocks_nobody(short_dir: Path) -> None:
+    """SIGSTOP: units write and work on, the keeper upgrades, deaths wait. Going on, it knows them with their status."""
+    with fleet(short_dir, {"writer": WRITER, "dies": DIES}) as f:
+        before, daemon = pids(f), int(about(f)["pid"])
+        assert f.process is not None
+        os.kill(daemon, signal.SIGSTOP)
+        try:
+            size = len(f.log_of("writer"))
+            wait_until(lambda: len(f.log_of("writer")) > size + 200_000, 10)
+            f.process.send_signal(signal.SIGUSR2)
+            os.kill(before["dies"], signal.SIGUSR1)
+            wait_until(lambda: gone(before["dies"]), 5)
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+        after = f.wait("dies", state="running", restarts=1)
+        assert after["last"]["exit"] == 7
+        assert about(f)["pid"] == daemon
+        f.post("/v1/units/writer/stop")
+        check_lines(f.log_of("writer"))
