@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from tests.fleet import Fleet, fleet
 from tests.waiting import wait_until
 
 Json = dict[str, Any]
+AGENTCTL = str(Path(sys.executable).parent / "agentctl")
 SLEEPER = '[agent]\nexec = ["sleep", "1000"]\n'
 WRITER = """[agent]
 exec = ["python", "-uc", '''
@@ -135,7 +138,14 @@ def test_down_is_refused_while_no_keeper_is_there(short_dir: Path) -> None:
         status, answer = f.ask("POST", "/v1/down", {})
         assert (status, answer["error"]["code"]) == (503, "unavailable"), answer
         assert "agentctl up" in answer["error"]["hint"]
-        next_keeper(f)
+        before = pids(f)
+        options = ["--config", f.config, "--units", f.units, "--state", f.state, "--runtime", f.runtime]
+        subprocess.run([AGENTCTL, "up", *options], check=True, capture_output=True, timeout=60)
+        assert (pids(f), about(f)["warnings"]) == (before, [])
+        f.process = None
+        env = {**os.environ, "AGENTD_SOCKET": str(f.runtime / "control.sock")}
+        subprocess.run([AGENTCTL, "down"], check=True, capture_output=True, timeout=60, env=env)
+        wait_until(lambda: not f.left_over(), 5)
 
 
 def test_a_keeper_is_upgraded_in_place(short_dir: Path) -> None:
