@@ -139,7 +139,7 @@ def test_down_is_refused_while_no_keeper_is_there(short_dir: Path) -> None:
         assert (status, answer["error"]["code"]) == (503, "unavailable"), answer
         assert "agentctl up" in answer["error"]["hint"]
         before = pids(f)
-        options = ["--config", f.config, "--units", f.units, "--state", f.state, "--runtime", f.runtime]
+        options = [f"--config={f.config}", f"--units={f.units}", f"--state={f.state}", f"--runtime={f.runtime}"]
         subprocess.run([AGENTCTL, "up", *options], check=True, capture_output=True, timeout=60)
         assert (pids(f), about(f)["warnings"]) == (before, [])
         f.process = None
@@ -237,3 +237,49 @@ def test_a_daemon_that_stands_still_blocks_nobody(short_dir: Path) -> None:
         assert about(f)["pid"] == daemon
         f.post("/v1/units/writer/stop")
         check_lines(f.log_of("writer"))
+
+
+FLAPS = """[agent]
+exec = ["sh", "-c", '''
+exec 9> $HOME/lock; flock -n 9 || echo "DOUBLE $AGENTD_INVOCATION" >> $HOME/starts
+echo "$AGENTD_INVOCATION" >> $HOME/starts; sleep 0.03; exit 3
+''']
+
+[restart]
+delay = "20ms"
+max_delay = "50ms"
+burst = 100000
+"""
+
+
+def test_no_unit_is_ever_started_twice(short_dir: Path) -> None:
+    """Keepers are killed while units die and are restarted all the time: every invocation runs at most once, never two
+    of a unit at a time, and afterwards all go on."""
+    names = [f"f{n}" for n in range(6)]
+    with fleet(short_dir, dict.fromkeys(names, FLAPS)) as f:
+        for number in range(4):
+            count = total(short_dir, names)
+            wait_until(partial(more, short_dir, names, count + 20 + 7 * number), 20)
+            kill_keeper(f)
+            next_keeper(f)
+        count = total(short_dir, names)
+        wait_until(partial(more, short_dir, names, count + 60), 20)
+        for name in names:
+            f.post(f"/v1/units/{name}/stop")
+        for name in names:
+            lines = starts(short_dir, name)
+            assert not [line for line in lines if "DOUBLE" in line]
+            assert len(lines) == len(set(lines))
+
+
+def starts(base: Path, name: str) -> list[str]:
+    path = base / "s" / "home" / name / "starts"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def total(base: Path, names: list[str]) -> int:
+    return sum(len(starts(base, name)) for name in names)
+
+
+def more(base: Path, names: list[str], than: int) -> bool:
+    return total(base, names) > than
