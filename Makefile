@@ -5,7 +5,7 @@ BIN := .venv/bin
 SYSTEM_DEPS := netcat-openbsd python3-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos lock system-deps clean
+.PHONY: help demo test check chaos bench lock system-deps clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: .venv/.installed ## format, lint, types, import contract
 
 chaos: .venv/.installed ## run every scenario of chaos/ and print promised against measured
 	@$(BIN)/python -m chaos.run $(SCENARIOS)
+
+bench: .venv/.installed ## measure against the reference, one JSON line each (BENCH=supervision)
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 lock: .venv/.installed ## resolve the dependencies anew into requirements*.txt, with hashes
 	$(BIN)/python -m pip install --quiet pip-tools

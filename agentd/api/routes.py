@@ -6,6 +6,8 @@ Knows no sockets and no peers (server.py) and nothing of units.
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -25,6 +27,7 @@ Finish = Callable[[Coroutine[Any, Any, Json]], Awaitable[Json]]
 ACTOR: ContextVar[Actor] = ContextVar("actor")
 """Who asks, in the task of a request."""
 LINES_MAX = 10_000_000
+TEXT, NDJSON = "text/plain; charset=utf-8", "application/x-ndjson"
 RECORDS_MAX = 10_000
 TOKENS_MAX = 10**15
 HEADERS_WITHIN = 0.2
@@ -111,10 +114,13 @@ class Routes:
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         fields = query(request)
-        lines, follow = fields.whole("lines", 100, 0, LINES_MAX), fields.flag("follow")
-        chunks = self._control.logs(_unit(request), lines, follow)
+        follow, as_json = fields.flag("follow"), fields.flag("json")
+        span: Json = {name: value for name in ("since", "until") if (value := fields.seconds(name)) is not None}
+        _require_span(span, follow)
+        lines = fields.whole("lines", 100, 0, LINES_MAX) if fields.has("lines") or not span else None
+        chunks = self._control.logs(_unit(request), lines, follow, **span, **({"json": True} if as_json else {}))
         async with aclosing(_until(self.closing, chunks)) as limited:
-            return await _stream(request, limited)
+            return await _stream(request, limited, NDJSON if as_json else TEXT)
 
     # -- messages and budgets ---------------------------------------------------------------------------------
 
@@ -192,9 +198,16 @@ def _selection(fields: Fields, *names: str) -> Json:
     return fields.given(*names) | ({} if ids is None else {"ids": ids})
 
 
-async def _stream(request: web.Request, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
+def _require_span(span: Json, follow: bool) -> None:
+    if follow and "until" in span:
+        raise BadInput("query: follow and until exclude each other.", hint="Following ends when the reader leaves.")
+    if span.get("until", math.inf) < span.get("since", 0.0):
+        raise BadInput("query: until is earlier than since.")
+
+
+async def _stream(request: web.Request, chunks: AsyncIterator[bytes], kind: str) -> web.StreamResponse:
     """Send chunks as they come, until they end or the reader leaves."""
-    response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
+    response = web.StreamResponse(headers={"Content-Type": kind})
     first = asyncio.ensure_future(_next(chunks))
     try:
         await asyncio.wait({first}, timeout=HEADERS_WITHIN)
@@ -211,7 +224,8 @@ async def _stream(request: web.Request, chunks: AsyncIterator[bytes]) -> web.Str
     except AgentdError as error:
         if not response.prepared:
             raise
-        await response.write(f"\nagentd: {error}\n".encode())
+        told = json.dumps({"error": error.to_wire()}) if kind == NDJSON else f"\nagentd: {error}"
+        await response.write(f"{told}\n".encode())
     finally:
         await _cancel(first)
     return response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -45,7 +45,7 @@ class Client:
         """The JSON text of a DELETE."""
         return self._whole("DELETE", route, None, reason, timeout)
 
-    def stream(self, route: str, query: Mapping[str, Any]) -> Iterator[bytes]:
+    def stream(self, route: str, query: Mapping[str, Any]) -> Generator[bytes, None, None]:
         """The chunks of a GET as they come; without end where the daemon follows."""
         connection = self._connect(ANSWER)
         try:

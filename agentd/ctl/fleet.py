@@ -20,6 +20,8 @@ from agentd.errors import AgentdError, BadInput, ConfigError, DaemonUnreachable,
 
 app = typer.Typer()
 PROGRAM = (sys.executable, "-m", "agentd")
+LOG_MOST = 16 << 20
+"""Bytes beyond which agentd's own log becomes ``.1`` before the next start."""
 UP_DEADLINE = 60.0
 DOWN_DEADLINE = 120.0
 LOOK = 0.05
@@ -119,6 +121,8 @@ def _appended(log: Path) -> Iterator[Any]:
     try:
         log.parent.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         log.parent.mkdir(mode=0o700, exist_ok=True)
+        if log.exists() and log.stat().st_size > LOG_MOST:
+            log.replace(f"{log}.1")
         output = log.open("ab")
     except OSError as error:
         raise ConfigError(

@@ -71,6 +71,7 @@ def resync(supervisor: Supervisor) -> None:
     that it did not is posted as ended, unstarted. A signal or kill that was swallowed is repeated by the lifecycle.
     """
     welcome = supervisor.keeper.welcome
+    supervisor.losses = dict(welcome.get("outputs", {}))
     processes: dict[str, Process] = {process.unit: process for process in welcome["processes"]}
     for name, address in welcome.get("listeners", {}).items():
         unit, _, listener = name.rpartition("/")

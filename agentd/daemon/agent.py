@@ -22,7 +22,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from agentd.errors import AgentdError, Conflict, NotActive, SpawnFailed, Unavailable
+from agentd.errors import AgentdError, Conflict, NotActive, SpawnFailed, TooLate, Unavailable
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import (
     Beat,
@@ -47,6 +47,9 @@ from agentd.model.unit import Unit
 
 ENDINGS = 16
 """How many endings are remembered for the router: it may have been away for a while."""
+
+ASK_AGAIN = 1.0
+"""Seconds until a keeper that did not answer is asked again for a heartbeat."""
 
 _PASSING = frozenset({11, 12, 16})
 """EAGAIN, ENOMEM, EBUSY: the same plan may work later."""
@@ -143,8 +146,10 @@ class Agent:
         invocation = self.life.invocation
         try:
             at = await self._world.beat(self)
-        except Unavailable:
-            return  # no keeper, no judgement: it is posted again after adoption
+        except (Unavailable, TooLate):
+            # No answer, no judgement. A keeper that is away is followed by adoption; a busy one is asked again.
+            self._timer = asyncio.get_running_loop().call_later(ASK_AGAIN, self._due)
+            return
         if invocation is not None:
             if at is not None:
                 self.post(Beat(invocation, at))
@@ -157,8 +162,8 @@ class Agent:
             effect = await self._effects.get()
             try:
                 await self._do(effect)
-            except (NotActive, Unavailable):
-                continue  # gone already: its end is on its way; or no keeper: adoption repeats what is due
+            except (NotActive, Unavailable, TooLate):
+                continue  # gone already: its end is on its way; or no keeper: adoption and deadlines repeat what is due
 
     async def _do(self, effect: Spawn | Signal | Kill) -> None:
         match effect:
@@ -176,7 +181,7 @@ class Agent:
     async def _spawn(self, invocation: str) -> None:
         try:
             process = await self._world.spawn(self, invocation)
-        except (NotActive, Unavailable):
+        except (NotActive, Unavailable, TooLate):
             raise
         except SpawnFailed as error:
             passing = error.detail.get("errno") in _PASSING

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agentd.errors import ConfigError, Conflict
-from agentd.model import reading
+from agentd.model import quantity, reading
 from agentd.wire import config as files
 
 LONGEST_SOCKET = 107
@@ -106,6 +106,18 @@ class Metrics(_Table):
     listen: Address = "127.0.0.1:9464"
 
 
+Size = Annotated[int, BeforeValidator(quantity.size)]
+Duration = Annotated[float, BeforeValidator(quantity.duration)]
+
+
+class Logs(_Table):
+    """How much of each unit's output is kept, in files of its own."""
+
+    max_size: Size = Field(16 << 20, ge=4096, le=1 << 40)
+    keep: int = Field(4, ge=1, le=100)
+    max_age: Duration = Field(30 * 86400.0, ge=0)
+
+
 class Uids(_Table):
     """The range that units' own uids are taken from, as root."""
 
@@ -129,6 +141,7 @@ class Config(_Table):
     gateway: Gateway = Gateway()
     bus: Bus = Bus()
     metrics: Metrics = Metrics()
+    logs: Logs = Logs()
     uids: Uids = Uids()
     upstream: tuple[Upstream, ...] = ()
 
@@ -173,6 +186,7 @@ SECTIONS: dict[str, type[_Table]] = {
     "gateway": Gateway,
     "bus": Bus,
     "metrics": Metrics,
+    "logs": Logs,
     "uids": Uids,
     "upstream": Upstream,
 }

@@ -58,10 +58,22 @@ class Controller:
         argv = list(agent.unit.agent.exec)
         return {"name": unit, "file": agent.unit.file, "settings": rows, "argv": argv, "level": agent.level}
 
-    def logs(self, unit: str, lines: int, follow: bool) -> AsyncIterator[bytes]:
-        """The unit's output."""
+    def logs(
+        self,
+        unit: str,
+        lines: int | None,
+        follow: bool,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        json: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """The unit's output, as it was printed or as JSON lines."""
         self._supervisor.get(unit)
-        return logs.read(self._supervisor.spawning.log(unit), lines, follow)
+        path = self._supervisor.spawning.log(unit)
+        if json:
+            return logs.read_lines(path, unit, lines, follow, since=since, until=until)
+        return logs.read(path, lines, follow, since=since, until=until)
 
     async def journal(self, query: Json) -> Json:
         """Records of the journal."""

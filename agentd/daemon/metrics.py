@@ -37,6 +37,12 @@ UNIT_NUMBERS: tuple[tuple[str, type[Metric], str, str], ...] = (
     ("agentd_unit_cpu_seconds_total", CounterMetricFamily, "cpu_seconds", "CPU time of the present invocation."),
     ("agentd_unit_processes", GaugeMetricFamily, "processes", "Processes of the unit."),
     ("agentd_unit_start_time_seconds", GaugeMetricFamily, "started", "When the present invocation began, unix time."),
+    (
+        "agentd_log_dropped_bytes_total",
+        CounterMetricFamily,
+        "log_dropped",
+        "Output that found no room in the unit's log.",
+    ),
     ("agentd_heartbeat_age_seconds", GaugeMetricFamily, "beat_age", "Time since the last heartbeat."),
 )
 """Name, kind, key of UnitStatus and help of the plain numbers."""

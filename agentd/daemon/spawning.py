@@ -24,7 +24,7 @@ from agentd.errors import AgentdError, ConfigError, HostCannot, UnitFileError
 from agentd.host.capability import Capabilities, sweep
 from agentd.host.compile import Compiled, Finding, System, check_host, compile, compile_system  # noqa: A004 - the room's word
 from agentd.host.identity import Identities
-from agentd.host.place import Place, make_directory
+from agentd.host.place import Place, Rotation, make_directory
 from agentd.host.reach import EXECUTE, closed_component
 from agentd.host.stage import Stage, ours
 from agentd.keeper.plan import Listener
@@ -53,6 +53,7 @@ class Spawning:
             capabilities=capabilities,
             identities=Identities(config.state / "units.json", uids),
             stage=Stage(config.state / "stage"),
+            logs=Rotation(config.logs.max_size, config.logs.keep, config.logs.max_age),
         )
         self._place.prepare()
         self._uids: dict[tuple[str, str | None], int | None] = {}

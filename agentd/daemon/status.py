@@ -15,6 +15,9 @@ from agentd.model.liveness import Verdict
 
 Json = dict[str, Any]
 
+SHOWN_LOSS = 86400.0
+"""Seconds for which dropped output stays a warning once the log can be written again."""
+
 
 def wall(mono: float | None) -> float | None:
     """A CLOCK_MONOTONIC moment as unix seconds."""
@@ -52,7 +55,8 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "inbox": _inbox(router),
         "holding": _holding(router),
         "call": _call(gateway, life.invocation),
-        "warnings": list(agent.warnings),
+        "log_dropped": supervisor.losses.get(agent.name, {}).get("dropped", 0),
+        "warnings": [*agent.warnings, *_lost(supervisor.losses.get(agent.name))],
     }
 
 
@@ -74,6 +78,18 @@ def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None) -> str:
         waits = [f"{name} ({supervisor.agents[name].life.phase})" for name in supervisor.missing(agent)]
         return f"waits for {', '.join(waits)} to be ready"
     return doing.reason if doing and agent.life.ready else agent.life.reason
+
+
+def _lost(losses: Json | None) -> list[str]:
+    """What is missing in its log: while it goes on, and for a day after."""
+    if not losses or losses.get("at") is None:
+        return []
+    dropped, ago = losses.get("dropped", 0), time.monotonic() - losses["at"]
+    if losses.get("losing"):
+        return [f"its log cannot be written ({losses.get('error')}): {dropped} bytes of output were dropped so far"]
+    if ago < SHOWN_LOSS:
+        return [f"{dropped} bytes of its output were dropped ({losses.get('error')}); its log is written again"]
+    return []
 
 
 def _ending(last: Ending | None) -> Json | None:

@@ -12,7 +12,7 @@ import random
 import signal as signals
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from agentd.daemon.agent import Agent
@@ -35,6 +35,9 @@ from agentd.wire.log import logger
 Json = dict[str, Any]
 T = TypeVar("T")
 
+SPAWNS_AT_ONCE = 8
+"""Spawns that the keeper is asked for at once. First starts and restarts have a bound each, so that a crash does not
+wait for a fleet that starts; agentd's own units wait for nobody."""
 STOP_MARGIN = 10.0
 """Seconds that stopping everything may take beyond the units' own stop_timeout."""
 
@@ -55,11 +58,14 @@ class Supervisor:
         self.starting = True
         self.on_defect: Callable[[BaseException], None] = _raise
         self.statuses: dict[str, str] = {}
+        self.losses: dict[str, Json] = dict(keeper.welcome.get("outputs", {}))
+        """What is missing in units' logs, as the keeper counts it."""
         self.broken: dict[str, Json] = {}
         """What is wrong with unit files that gave no unit: a finding of each, by name."""
         self._memory = memory
         self._journal = journal
         self._unsent: set[str] = set()
+        self._starts, self._restarts = asyncio.Semaphore(SPAWNS_AT_ONCE), asyncio.Semaphore(SPAWNS_AT_ONCE)
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._saved: dict[str, tuple[str | None, bool]] = {}
@@ -120,6 +126,7 @@ class Supervisor:
         self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
+        self.losses.pop(name, None)
         self.witness.forget(name)
         with suppress(Unavailable):  # what the next one adopts of a unit that nobody knows is forgotten then
             await self.keeper.forget(name)
@@ -229,17 +236,23 @@ class Supervisor:
             await self._blob(agent)
         if agent.unit is not None:
             await self._channel_ready(agent.name)
-        compiled = await self.spawning.compile(agent, invocation)
-        try:
-            if agent.life.invocation != invocation:
-                raise NotActive(f"{agent.name}: {invocation} is not wanted any more")
-            process, listeners = await self._answered(self.keeper.spawn(compiled.plan, compiled.fds))
-        finally:
-            compiled.close()
+        async with self._turn(agent):
+            compiled = await self.spawning.compile(agent, invocation)
+            try:
+                if agent.life.invocation != invocation:
+                    raise NotActive(f"{agent.name}: {invocation} is not wanted any more")
+                process, listeners = await self._answered(self.keeper.spawn(compiled.plan, compiled.fds))
+            finally:
+                compiled.close()
         self.witness.see(process, self.spawning.fifo(agent.name))
         agent.level, agent.warnings = compiled.level, compiled.warnings
         self.spawning.learn(agent.name, listeners)
         return process
+
+    def _turn(self, agent: Agent) -> AbstractAsyncContextManager[None]:
+        if agent.unit is None:
+            return nullcontext()
+        return self._restarts if agent.life.restarts else self._starts
 
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None:
         """Send a signal to its main process."""
@@ -278,6 +291,8 @@ class Supervisor:
                 self._post(event["unit"], Ready(event["invocation"]))
             case "status":
                 self.statuses[event["unit"]] = event.get("status", "")
+            case "output":
+                self.losses[event["unit"]] = event
             case "ended":
                 self.ended(event["process"], event.get("left", []))
 

@@ -233,7 +233,8 @@ def _require_place(unit: Unit, place: Place, account: Account) -> None:
 
 def _output(name: str, place: Place) -> Output:
     make_directory(place.state / "log", 0o700)
-    return Output(str(place.fifo(name)), str(place.log(name)))
+    logs = place.logs
+    return Output(str(place.fifo(name)), str(place.log(name)), logs.max_bytes, logs.keep, logs.max_age)
 
 
 def _give(directory: Path, mode: int, account: Account) -> None:

@@ -18,6 +18,18 @@ from agentd.host.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """How much of each unit's output is kept."""
+
+    max_bytes: int = 16 << 20
+    """Bytes of one file."""
+    keep: int = 4
+    """Rotated files beside the present one."""
+    max_age: float = 30 * 86400.0
+    """Seconds; 0: of any age."""
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """One fleet's place. ``dataclasses.replace`` makes another, for example once the gateway's port is known."""
 
@@ -29,6 +41,7 @@ class Place:
     stage: Stage
     gateway: str | None = None
     """``host:port`` of the gateway as agents reach it; None: they are told of none."""
+    logs: Rotation = Rotation()
 
     def channel(self, unit: str) -> Path:
         """The socket on which the router serves the unit."""

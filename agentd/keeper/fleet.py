@@ -67,12 +67,13 @@ class Fleet:
     # What is known
 
     def snapshot(self) -> Json:
-        """Processes, blobs and listeners: the truth of a ``welcome``."""
+        """Processes, blobs, listeners and what was lost of outputs: the truth of a ``welcome``."""
         rows = (unit.row() for unit in self._units.values())
         return {
             "processes": [asdict(row) for row in rows if row is not None],
             "blobs": {name: unit.blob for name, unit in self._units.items() if unit.blob is not None},
             "listeners": {f"{u.name}/{x}": s.address for u in self._units.values() for x, s in u.listeners.items()},
+            "outputs": {name: asdict(unit.losses) for name, unit in self._units.items() if unit.losses.dropped},
         }
 
     def beats(self) -> dict[str, float]:
@@ -390,6 +391,9 @@ class Fleet:
         raise Refused("gone", f"{name}: {invocation} does not live")
 
     def _said(self, unit: Unit, event: str) -> None:
+        if event == "output":
+            self._emit({"event": event, "unit": unit.name} | asdict(unit.losses))
+            return
         row = unit.known()
         body: Json = {"event": event, "unit": row.unit, "invocation": row.invocation}
         if event == "ready":

@@ -57,7 +57,21 @@ class Output:
     fifo: str
     file: str
     max_bytes: int = 16 << 20
-    """Rotate once at this size: the file becomes ``file + ".1"``."""
+    """Rotate at this size: the file becomes ``file + ".1"``, that one ``.2``, and so on."""
+    keep: int = 1
+    """Rotated files that are kept."""
+    max_age: float = 0.0
+    """Seconds: rotate a file whose beginning is so old, remove rotated ones whose end is; 0: never."""
+
+
+INDEX_MAGIC = b"agentdx1"
+INDEX_HEADER = "<8sQQ8x"
+"""``<log>.idx`` begins with this: INDEX_MAGIC, the inode of the log file that it is about, and the number of that file
+among all of the unit, which grows by one at each rotation."""
+INDEX_RECORD = "<QqqII"
+"""Each record: offset in the log, unix nanoseconds, CLOCK_BOOTTIME nanoseconds, bytes that are missing before the
+offset, first 32 bits of the boot id. The bytes from an offset to the next record's were printed at that time or within
+20 ms after it. Offsets never fall."""
 
 
 @dataclass(frozen=True, slots=True)

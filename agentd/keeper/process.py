@@ -100,6 +100,8 @@ def check(plan: SpawnPlan, fds: Sequence[int]) -> None:
         (plan.uid is not None and plan.gid is None, "gid", "a uid needs a gid"),
         (sum(c.kill for c in plan.cgroups) > 1, "cgroups", "more than one kill-cgroup"),
         (plan.output is not None and plan.output.max_bytes < 1, "output.max_bytes", "must be positive"),
+        (plan.output is not None and not 1 <= plan.output.keep <= 1000, "output.keep", "must be from 1 to 1000"),
+        (plan.output is not None and not plan.output.max_age >= 0, "output.max_age", "must not be negative"),
     ):
         if wrong:
             raise StepFailed("check", errno.EINVAL, path, note)

@@ -24,7 +24,8 @@ from agentd.keeper.process import StepFailed
 Json = dict[str, Any]
 QUEUE = 1000
 """Packets that may wait for a client that does not read."""
-PER_TURN = 64
+TURN = 0.01
+"""Seconds of one turn that the client's requests may take: a fleet that starts must not keep heartbeats unread."""
 HELLO_TIMEOUT = 5.0
 NEWCOMERS = 8
 """Connections that may be without a hello; the oldest makes room."""
@@ -92,9 +93,8 @@ class Connection:
             self._loop.modify(self._socket.fileno(), EPOLLIN | EPOLLOUT if blocked else EPOLLIN)
 
     def _read(self) -> None:
-        for _ in range(PER_TURN):
-            if not self.open:
-                return
+        end = time.monotonic() + TURN
+        while self.open and time.monotonic() < end:
             try:
                 message, fds = protocol.receive(self._socket)
             except BlockingIOError:

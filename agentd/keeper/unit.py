@@ -18,7 +18,7 @@ from agentd.keeper import cgroup, pidfd, process, record
 from agentd.keeper.listener import ListenerSocket
 from agentd.keeper.loop import Loop, Timer, say
 from agentd.keeper.notify import NotifySocket, Stamps
-from agentd.keeper.output import OutputPipe
+from agentd.keeper.output import Losses, OutputPipe
 from agentd.keeper.plan import Process, SpawnPlan
 from agentd.keeper.process import Child, StepFailed
 from agentd.keeper.record import Record, Saved
@@ -35,10 +35,12 @@ WRITE_GAP = 0.05
 so only the death of both within that time can lose one."""
 FIRST_FD = 3
 """Where the descriptors that a unit inherits begin."""
+LOSS_GAP = 1.0
+"""Seconds between two output events of one unit."""
 
 
 class Unit:
-    """One unit. ``said(unit, event)`` is called when ``ready`` or ``status`` is to be told."""
+    """One unit. ``said(unit, event)`` is called when ``ready``, ``status`` or ``output`` is to be told."""
 
     def __init__(self, loop: Loop, name: str, record: Record, said: Callable[[Unit, str], None]) -> None:
         self.name, self.record = name, record
@@ -62,6 +64,10 @@ class Unit:
         self._pidfd = -1
         self._notify: NotifySocket | None = None
         self._output: OutputPipe | None = None
+        self.losses = Losses()
+        self._told_losses: tuple[int, bool] = (0, False)
+        self._counting: Timer | None = None
+        """Runs after an output event; until then the next one waits."""
         self._quiet: Timer | None = None
         """Runs after a status event; until then the next one waits."""
         self._told_ready = False
@@ -151,7 +157,8 @@ class Unit:
             "adrift": self.adrift,
             "addresses": self._addresses,
             "listeners": sockets,
-            "dropped": [self._output.dropped if self._output else 0, self._notify.dropped if self._notify else 0],
+            "losses": asdict(self.losses),
+            "notify_dropped": self._notify.dropped if self._notify else 0,
             **fds,
         }
         every = (*fds.values(), *(open_one.fileno() for open_one in self.listeners.values()))
@@ -165,6 +172,8 @@ class Unit:
         self.stamps = Stamps(**{k: v for k, v in state["stamps"].items() if k in Stamps.__dataclass_fields__})
         self.blob, self.adrift, self._pidfd = state["blob"], state["adrift"], state["pidfd"]
         self._addresses = state["addresses"]
+        self.losses = Losses(**{k: v for k, v in state["losses"].items() if k in Losses.__dataclass_fields__})
+        self._told_losses = (self.losses.dropped, self.losses.losing)
         for listener in plan.listeners if plan else ():
             if listener.name in state["listeners"]:
                 fd, address = state["listeners"][listener.name]
@@ -175,10 +184,8 @@ class Unit:
             self._reopen(plan)
         if state["output"] >= 0:
             os.close(state["output"])  # it kept the content while nobody else had the FIFO open
-        if self._output:
-            self._output.dropped = state["dropped"][0]
         if self._notify:
-            self._notify.dropped = state["dropped"][1]
+            self._notify.dropped = state["notify_dropped"]
         self._write_soon()
         return self.process is not None and self.process.ended is None
 
@@ -346,6 +353,10 @@ class Unit:
                 self._loop.unwatch(closing.fileno())
                 closing.close()
         self._notify = self._output = None
+        if self._counting:
+            self._counting.cancel()
+            self._counting = None
+        self.losses, self._told_losses = Losses(), (0, False)
         self.listeners.clear()
         self._addresses.clear()
         for group in self.plan.cgroups if self.plan else ():
@@ -376,6 +387,8 @@ class Unit:
         self._notify.drain(None, LAST_WORDS)
 
     def _open_output(self, plan: SpawnPlan) -> None:
+        if self._output and plan.output and self._output.follows(plan.output):
+            self._output.output = plan.output
         if self._output and self._output.output != plan.output:
             self._output.drain()
             self._loop.unwatch(self._output.fileno())
@@ -384,7 +397,7 @@ class Unit:
         if plan.output is None:
             return
         if self._output is None:
-            self._output = OutputPipe(plan.output, plan.uid, plan.gid)
+            self._output = OutputPipe(plan.output, plan.uid, plan.gid, self.losses, self._lost)
             self._loop.watch_bulk(self._output.fileno(), self._output.pump)
         self._output.give(plan.uid, plan.gid)
 
@@ -424,11 +437,23 @@ class Unit:
         self._quiet = None
         self._tell()
 
+    def _lost(self) -> None:
+        """Output was dropped, or is written again: told at once, then at most once in LOSS_GAP."""
+        told = (self.losses.dropped, self.losses.losing)
+        if told != self._told_losses and self._counting is None:
+            self._told_losses = told
+            self._counting = self._loop.after(LOSS_GAP, self._lost_again)
+            self._said(self, "output")
+
+    def _lost_again(self) -> None:
+        self._counting = None
+        self._lost()
+
     def _extra(self) -> dict[str, int]:
         counts = {
             "adopted": self.adrift,
             "stopping": self.stamps.stopping,
-            "output_dropped": self._output.dropped if self._output else 0,
+            "output_dropped": self.losses.dropped,
             "notify_dropped": self._notify.dropped if self._notify else 0,
         }
         return {name: count for name, count in counts.items() if count}

@@ -63,10 +63,10 @@ class Fleet:
     def explain(self, unit: str) -> Json:
         return self._note("explain", unit)
 
-    async def logs(self, unit: str, lines: int, follow: bool) -> AsyncIterator[bytes]:
+    async def logs(self, unit: str, lines: int | None, follow: bool, **wanted: Any) -> AsyncIterator[bytes]:
         if unit != "writer":
             raise NoSuchUnit(f"{unit}: no such unit.")
-        self._note("logs", unit, lines, follow)
+        self._note("logs", unit, lines, follow, *([wanted] if wanted else []))
         if lines:
             yield b"one\n"
             yield b"two\n"

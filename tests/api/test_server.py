@@ -281,6 +281,26 @@ async def test_logs_are_text_as_it_comes(client: httpx.AsyncClient, fleet: Fleet
     assert (await client.get("/v1/units/nobody/logs")).status_code == 404
 
 
+async def test_logs_of_a_span_of_time_and_as_json(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    """A span is whole unless lines are counted too; JSON lines have a type of their own; nonsense is named."""
+    answer = await client.get("/v1/units/writer/logs?since=5.5&until=7&json=1")
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    await client.get("/v1/units/writer/logs?since=5&lines=3")
+    assert fleet.asked == [
+        ("logs", "writer", None, False, {"since": 5.5, "until": 7.0, "json": True}),
+        ("logs", "writer", 3, False, {"since": 5.0}),
+    ]
+    for query, said in (
+        ("since=soon", "since must be a number"),
+        ("since=7&until=5", "until is earlier than since"),
+        ("until=7&follow=1", "follow and until exclude each other"),
+        ("json=maybe", "json must be 0 or 1"),
+    ):
+        answer = await client.get(f"/v1/units/writer/logs?{query}")
+        assert answer.status_code == 400
+        assert said in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("lines", [0, 2])
 async def test_following_ends_when_the_reader_leaves(client: httpx.AsyncClient, fleet: Fleet, lines: int) -> None:
     """The follower gets its headers though the log is silent, and its leaving is noticed though nothing is written."""

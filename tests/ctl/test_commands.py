@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -253,8 +255,51 @@ def test_logs_into_a_pipe_are_the_bytes_as_they_are(daemon: StandIn, agentctl: A
     """Bytes are for programs; only a terminal is protected. --json wraps each line."""
     daemon.answers["GET /v1/units/writer/logs?lines=2&follow=0"] = (200, [b"one \x1b[31mred\x1b[0m\nt", b"wo\n"])
     assert agentctl("logs", "writer", "-n", "2").stdout == "one \x1b[31mred\x1b[0m\ntwo\n"
-    lines = agentctl("logs", "writer", "-n", "2", "--json").stdout.splitlines()
-    assert [json.loads(text)["line"] for text in lines] == ["one \x1b[31mred\x1b[0m", "two"]
+
+
+def test_logs_as_json_keep_the_fields_of_json_lines(daemon: StandIn, agentctl: Agentctl) -> None:
+    """--json prints one object a line: the API's, and the fields of a line that is itself a JSON object."""
+    told = [
+        {"at": 5.25, "unit": "writer", "line": '{"event": "ready", "n": 1, "odd": "\\ud800"}'},
+        {"at": None, "unit": "writer", "line": "{not json}", "dropped": 7},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in told).encode()
+    daemon.answers["GET /v1/units/writer/logs?lines=2&follow=0&json=1"] = (200, [text[:30], text[30:]])
+    lines = [json.loads(x) for x in agentctl("logs", "writer", "-n", "2", "--json").stdout.splitlines()]
+    assert lines == [{**told[0], "fields": {"event": "ready", "n": 1, "odd": "\ud800"}}, told[1]]
+
+
+def test_logs_are_filtered_line_by_line(daemon: StandIn, agentctl: Agentctl) -> None:
+    """--grep prints whole lines that match with all their bytes, over the borders of chunks; all of them by default."""
+    answer = (200, [b"one\ntw", b"o \xff\nthree\nlast two"])
+    daemon.answers["GET /v1/units/writer/logs?lines=10000000&follow=0"] = answer
+    command = [sys.executable, "-m", "agentd.ctl.main", "--socket", str(daemon.path), "logs", "writer"]
+    done = subprocess.run([*command, "--grep", "\ufffd|l.*two"], capture_output=True, timeout=30)
+    assert done.stdout == b"two \xff\nlast two"
+    assert "not a regular expression" in agentctl("logs", "writer", "--grep", "(").stderr
+
+
+def test_logs_of_several_units_are_merged_by_time(daemon: StandIn, agentctl: Agentctl) -> None:
+    """Each line carries its unit, and with -t its time; lines without one stay behind the line before."""
+    for unit, ats in (("writer", (1.0, None, 4.0)), ("reviewer", (2.0, 3.0, None))):
+        told = [json.dumps({"at": at, "unit": unit, "line": f"{unit[0]}{n}"}) + "\n" for n, at in enumerate(ats)]
+        daemon.answers[f"GET /v1/units/{unit}/logs?lines=100&follow=0&json=1"] = (200, ["".join(told).encode()])
+    shown = agentctl("logs", "writer", "reviewer").stdout.splitlines()
+    assert [text.split()[1] for text in shown] == ["w0", "w1", "r0", "r1", "r2", "w2"]
+    assert [text.split()[0] for text in shown[1:3]] == ["writer", "reviewer"]
+    timed = agentctl("logs", "-t", "writer", "reviewer").stdout.splitlines()
+    assert timed[0].split()[2:] == ["writer", "w0"]
+    assert timed[0][19:23] == ".000"
+
+
+def test_logs_of_a_span_of_time(daemon: StandIn, agentctl: Agentctl) -> None:
+    """--since and --until reach the API as unix seconds; what is no moment, or runs backwards, is told."""
+    query = "lines=10000000&follow=0&since=100.5&until=200.0"
+    daemon.answers[f"GET /v1/units/writer/logs?{query}"] = (200, [b"in the span\n"])
+    assert agentctl("logs", "writer", "--since", "@100.5", "--until", "@200").stdout == "in the span\n"
+    assert "yesterday 03:14" in agentctl("logs", "writer", "--since", "soon").stderr
+    assert "earlier" in agentctl("logs", "writer", "--since", "@9", "--until", "@8").stderr
+    assert "--follow" in agentctl("logs", "writer", "-f", "--until", "@8").stderr
 
 
 def test_journal_tells_when_what_who_and_why(daemon: StandIn, agentctl: Agentctl) -> None:
@@ -308,9 +353,6 @@ def test_doctor_without_daemon_looks_itself(agentctl: Agentctl) -> None:
 
 def test_head_does_not_hurt(daemon: StandIn, short_dir: Path) -> None:
     """A reader that has seen enough ends agentctl quietly."""
-    import subprocess
-    import sys
-
     daemon.answers["GET /v1/units/writer/logs?lines=100&follow=0"] = (200, [b"x" * 70_000 + b"\n"] * 20)
     command = [sys.executable, "-m", "agentd.ctl.main", "--socket", str(daemon.path), "logs", "writer"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -59,6 +59,14 @@ def test_logs_on_a_terminal_are_harmless(daemon: StandIn) -> None:
     assert on_terminal(command(daemon, "logs", "writer")) == "\\x1b]0;evil\\x07ok red\nlast"
 
 
+def test_json_lines_on_a_terminal_are_readable(daemon: StandIn) -> None:
+    """The message first, the other fields dim behind it, and nothing in them is a command to the terminal."""
+    line = b'{"level": "info", "event": "done \\u001b]0;evil\\u0007", "n": 1}\n'
+    daemon.answers["GET /v1/units/writer/logs?lines=100&follow=0"] = (200, [line[:9], line[9:]])
+    shown = on_terminal(command(daemon, "logs", "writer"))
+    assert shown == "done \\x1b]0;evil\\x07  \x1b[2mlevel=info n=1\x1b[0m\n"
+
+
 @pytest.fixture
 def enough() -> Iterator[threading.Event]:
     """Set when the stand-in may end its stream."""

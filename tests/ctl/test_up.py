@@ -59,6 +59,20 @@ def test_up_shows_why_agentd_ended_at_once(short_dir: Path, capsys: pytest.Captu
     assert f"  All of it is in {short_dir}/s/log/agentd.log." in error
 
 
+def test_the_log_of_agentd_itself_is_bounded(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too long is put aside before the next start; of earlier ones the last is kept."""
+    monkeypatch.setattr(fleet_commands, "LOG_MOST", 4)
+    log = short_dir / "s" / "log" / "agentd.log"
+    log.parent.mkdir(parents=True)
+    for kept, text in ((False, "four"), (True, "five5"), (True, "six666")):
+        log.write_text(text)
+        config = short_dir / "agentd.toml"
+        config.write_text(f'runtime = "{short_dir}/r"\nstate = "{short_dir}/s"\n')
+        assert run(["up", "--config", str(config)]) == 1
+        assert (log.read_text().startswith(text), Path(f"{log}.1").exists()) == (not kept, kept)
+    assert Path(f"{log}.1").read_text() == "six666"
+
+
 def test_up_refuses_a_state_directory_that_cannot_be(short_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file in the way is named; nothing is started."""
     (short_dir / "s").write_text("")

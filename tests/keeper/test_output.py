@@ -63,7 +63,7 @@ def test_last_words_are_in_the_file_when_the_end_is_told(keeper: Keeper) -> None
     assert keeper.log().count("\n") == 20
 
 
-def test_file_rotates_once_at_its_size(short_dir: Path) -> None:
+def test_file_rotates_at_its_size(short_dir: Path) -> None:
     """At max_bytes the file becomes .1 and a new one begins; nothing is lost between them."""
     pipe = OutputPipe(output(short_dir, 1000), None, None)
     writer = pipe.writer()
@@ -102,7 +102,7 @@ def test_full_disk_drops_and_counts_and_goes_on(short_dir: Path) -> None:
     real, pipe._file = pipe._file, full
     os.write(writer, b"y" * 30_000)
     assert pipe.pump(1 << 20) == 30_000
-    assert pipe.dropped == 30_000
+    assert pipe.losses.dropped == 30_000
     pipe._file = real
     os.close(full)
     os.write(writer, b"again\n")
@@ -128,7 +128,7 @@ def test_file_system_without_splice_is_copied_to(short_dir: Path, monkeypatch: p
     os.write(writer, b"z" * 1500)
     pipe.drain()
     log = short_dir / "log" / "x.log"
-    assert (Path(f"{log}.1").stat().st_size, log.stat().st_size, pipe.dropped) == (1000, 500, 0)
+    assert (Path(f"{log}.1").stat().st_size, log.stat().st_size, pipe.losses.dropped) == (1000, 500, 0)
     os.close(writer)
     pipe.close()
 
