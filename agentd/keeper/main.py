@@ -68,7 +68,7 @@ class Keeper:
             self._slot.ended = self._daemon_ended
             if self._slot.pid is None:
                 self._slot.start()
-        self._fleet.reap()  # who died during an exec told nobody
+        self._loop.after(0, self._fleet.reap)  # who died during an exec told nobody
         self._loop.run()
         return self.code
 
