@@ -56,13 +56,23 @@ def _checked(given: argparse.Namespace) -> list[str]:
         message = f"{where}: [bus] server: {error.message.removeprefix('bus: ')}"
         raise HostCannot(message, hint=error.hint) from error
     _unlocked(config.runtime / "keeper.lock", config.runtime, "runtime")
-    _unlocked(config.state / "lock", config.state, "state")
+    if not _orphaned(config.state / "lock", config.runtime):
+        _unlocked(config.state / "lock", config.state, "state")
     if not any((config.runtime / "keeper").glob("*.json")):  # else units of a keeper that died hold our own ports
         configuration.check(config)
     configuration.prepare(config)
     Identities(config.state / "units.json")
     options = ["--units", str(config.units), "--state", str(config.state), "--runtime", str(config.runtime)]
     return [*options, "--config", str(config.file.absolute())] if config.file else options
+
+
+def _orphaned(lock: Path, runtime: Path) -> bool:
+    """Whether the state is held by a daemon of this very runtime directory: its keeper died, the next one adopts it."""
+    try:
+        pid, _, whose = lock.read_text().strip().partition(" ")
+    except OSError:
+        return False
+    return whose == str(runtime) and os.path.exists(f"/proc/{pid}")
 
 
 def _unlocked(lock: Path, directory: Path, option: str) -> None:

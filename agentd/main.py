@@ -19,7 +19,7 @@ from agentd.api import metrics as scrape
 from agentd.api import server as api
 from agentd.daemon import config as configuration
 from agentd.daemon import unitfiles
-from agentd.daemon.adopt import resting, restore
+from agentd.daemon.adopt import resting, restore, resync
 from agentd.daemon.config import Config
 from agentd.daemon.control import Controller
 from agentd.daemon.dependencies import in_order
@@ -27,9 +27,10 @@ from agentd.daemon.metrics import render
 from agentd.daemon.ports import Actor
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.supervisor import Supervisor
-from agentd.errors import AgentdError, Conflict
+from agentd.errors import AgentdError, Conflict, Unavailable
 from agentd.host.capability import probe
 from agentd.host.keeper import Keeper
+from agentd.host.witness import raise_limit
 from agentd.model.lifecycle import Asked
 from agentd.model.unit import SYSTEM_UNITS
 from agentd.store.journal import Journal
@@ -40,6 +41,8 @@ from agentd.wire.notify import notify
 
 READY_WITHIN = 15.0
 """Seconds that agents wait at a cold start for router and gateway; then they start all the same."""
+FIRST_DELAY, LAST_DELAY = 0.02, 0.5
+"""Seconds between two attempts to reach a keeper that is lost: doubling, for ever."""
 PR_SET_DUMPABLE = 4
 ASKED = Asked("agentd", "agentd came up")
 
@@ -49,9 +52,13 @@ Json = dict[str, Any]
 class Daemon:
     """The daemon's parts, in the order in which they come and go."""
 
-    def __init__(self, config: Config, keeper: Keeper) -> None:
+    def __init__(self, config: Config, keeper: Keeper, keeper_path: Path) -> None:
         self._config = config
-        self._keeper = keeper
+        self._keeper_path = keeper_path
+        self._ended = False
+        """The keeper was told to end: it is not looked for any more."""
+        self._looking = False
+        """The keeper is lost and looked for."""
         self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._memory = Memory(config.state / "units.log")
         self._journal = Journal.open(config.state / "journal.db")
@@ -83,7 +90,7 @@ class Daemon:
         supervisor.listen()
         self._control = await api.serve(self._controller, self._config.runtime / "control.sock")
         await self._listen_for_scrapes()
-        if self._keeper.welcome.get("stopping"):
+        if supervisor.keeper.welcome.get("stopping"):
             self.go_down(Actor("keeper", None, "it was told to stop"))
             return
         notify("READY=1")
@@ -118,8 +125,9 @@ class Daemon:
         asked = Asked(actor.name, actor.reason or "agentd goes down", actor.correlation)
         await self._supervisor.stop_all(asked)
         await self._journal.flush()
+        self._ended = True
         try:
-            await self._keeper.end()
+            await self._supervisor.keeper.end()
         except AgentdError as error:
             log.logger().warning("keeper.end", error=str(error))
         self._supervisor.spawning.sweep()
@@ -137,10 +145,48 @@ class Daemon:
             self.done.set_exception(error)
 
     def lost(self) -> None:
-        """The keeper is gone."""
-        if self._going_down is None:
-            log.logger().error("keeper.lost", hint="The units go on without it; start agentd again.")
-            self.end(1)
+        """The keeper is gone, or the connection to it: look for it, or its successor, for ever. The units go on."""
+        if self._ended or self._looking or self.done.done():
+            return
+        self._looking = True
+        log.logger().warning("keeper.lost", hint="The units go on. It is looked for until it is back.")
+        self._supervisor.record({"kind": "keeper.lost", "actor": "agentd", "reason": "its connection was lost"})
+        self._supervisor.background(self._find_keeper())
+
+    async def _find_keeper(self) -> None:
+        delay, told = FIRST_DELAY, ""
+        while not self._ended:
+            early: list[Json] = []
+            try:
+                keeper = await Keeper.connect(self._keeper_path, on_event=early.append)
+            except AgentdError as error:  # nobody there yet, or one whose protocol we do not speak
+                if not isinstance(error, Unavailable) and str(error) != told:
+                    told = str(error)
+                    log.logger().error("keeper.unusable", error=told, hint=error.hint)
+            else:
+                self._found(keeper, early)
+                return
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LAST_DELAY)
+
+    def _found(self, keeper: Keeper, early: list[Json]) -> None:
+        """Its snapshot first, then what it told meanwhile."""
+        self._looking = False
+        self._supervisor.keeper = keeper
+        keeper.on_lost = self.lost
+        resync(self._supervisor)
+        keeper.on_event = self.hear
+        for event in early:
+            self.hear(event)
+        about = keeper.welcome["keeper"]
+        living = sum(agent.process is not None for agent in self._supervisor.agents.values())
+        text = f"keeper {about['version']} as pid {about['pid']}; {living} processes are running"
+        self._supervisor.record({"kind": "keeper.found", "actor": "agentd", "reason": text})
+        log.logger().info("keeper.found", pid=about["pid"], running=living)
+        if keeper.welcome.get("stopping"):
+            self.go_down(Actor("keeper", None, "it was told to stop"))
+        elif not keeper.connected:
+            self.lost()
 
     def end(self, status: int) -> None:
         """Let ``done`` be done."""
@@ -164,7 +210,7 @@ class Daemon:
         await self._supervisor.close()
         await self._journal.close()
         self._memory.close()
-        self._keeper.close()
+        self._supervisor.keeper.close()
 
     def _page(self) -> bytes:
         """The metrics of this moment, the neighbours' included."""
@@ -184,10 +230,10 @@ class Daemon:
 
 
 async def run(config: Config, keeper_path: Path) -> int:
-    """Run the daemon until it is told to go, or its keeper is lost; the exit status."""
+    """Run the daemon until it is told to go; the exit status."""
     early: list[Json] = []
     keeper = await Keeper.connect(keeper_path, on_event=early.append)
-    daemon = Daemon(config, keeper)
+    daemon = Daemon(config, keeper, keeper_path)
     keeper.on_lost = daemon.lost
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, daemon.end, 0)
@@ -205,8 +251,8 @@ async def run(config: Config, keeper_path: Path) -> int:
 
 
 @contextmanager
-def alone(state: Path) -> Iterator[None]:
-    """Hold the state directory; Conflict if another daemon does."""
+def alone(state: Path, runtime: Path) -> Iterator[None]:
+    """Hold the state directory, and say for which runtime directory; Conflict if another daemon does."""
     file = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -216,6 +262,8 @@ def alone(state: Path) -> Iterator[None]:
                 f"{state}: another agentd uses this state directory.",
                 hint="agentctl status shows it; choose another --state to run a second one.",
             ) from None
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()} {runtime}\n".encode(), 0)
         yield
     finally:
         os.close(file)
@@ -231,11 +279,12 @@ def main() -> int:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us through the keeper, in order
     os.umask(0o077)
+    raise_limit()
     try:
         config = configuration.load(given.config, units=given.units, state=given.state, runtime=given.runtime)
         configuration.prepare(config)
         keeper = Path(os.environ.get("AGENTD_KEEPER") or config.runtime / "keeper.sock")
-        with alone(config.state):
+        with alone(config.state, config.runtime):
             return asyncio.run(run(config, keeper))
     except AgentdError as error:
         log.logger().error("agentd cannot run", error=error.message, hint=error.hint)

@@ -40,7 +40,7 @@ def up(
 ) -> None:
     """Start the fleet in the background and wait until every unit has settled."""
     client, runtime = _addressed(client_of(ctx), runtime, config)
-    already = client.reachable()
+    already = client.reachable() and _answers(client)
     if not already:
         _start(client, place.state(state, config), _options(units=units, state=state, runtime=runtime, config=config))
     elif not json:
@@ -147,11 +147,11 @@ def _until_answers(client: Client, ended: int, child: Any, log: Path, begin: int
 
 
 def _answers(client: Client) -> bool:
+    """A daemon is there, and a keeper with it: one whose keeper was killed gets the next."""
     try:
-        client.get("/v1/status", timeout=2.0)
+        return decoded(client.get("/v1/status", timeout=2.0))["agentd"].get("keeper_pid") is not None
     except DaemonUnreachable:
         return False
-    return True
 
 
 def _tail(log: Path, begin: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 from agentd.daemon.agent import Agent
@@ -67,15 +68,49 @@ def _restore(
         supervisor.background(supervisor.release(process))
 
 
+def resync(supervisor: Supervisor) -> None:
+    """A keeper is there again, the same or its successor: tell the mailboxes, which lived on, what it says now.
+
+    What was asked of the lost one and never answered is decided here: a spawn that it executed is in the snapshot, one
+    that it did not is posted as ended, unstarted. A signal or kill that was swallowed is repeated by the lifecycle.
+    """
+    welcome = supervisor.keeper.welcome
+    supervisor.losses = dict(welcome.get("outputs", {}))
+    processes: dict[str, Process] = {process.unit: process for process in welcome["processes"]}
+    for name, address in welcome.get("listeners", {}).items():
+        unit, _, listener = name.rpartition("/")
+        supervisor.spawning.learn(unit, {listener: address})
+    for name, agent in supervisor.agents.items():
+        process = processes.pop(name, None)
+        if process is not None and process.invocation != agent.life.invocation:
+            supervisor.background(_end(supervisor, process, known=True))
+            process = None
+        if process is not None and process.ended is not None:
+            if process.exit is None:
+                process = replace(process, exit=supervisor.witness.exit(process))
+            supervisor.background(supervisor.release(process))
+        _feed(supervisor, agent, process)
+        supervisor.send_blob(agent)
+    for process in processes.values():
+        supervisor.background(_end(supervisor, process))
+    for name in welcome.get("blobs", {}):
+        if name not in supervisor.agents and name not in processes:
+            supervisor.background(_forget(supervisor, name))
+
+
 def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None:
     """Tell the mailbox what the snapshot says, in the order that the lifecycle asks for."""
     invocation = agent.life.invocation
     if invocation is None:
         return
+    if process is None and agent.spawning == invocation:
+        return  # its plan is still being made: this very keeper is asked
     if process is None or process.invocation != invocation:
         supervisor.end(agent, Ended(invocation, None))
         return
     agent.process = process
+    if process.ended is None:
+        supervisor.witness.see(process, supervisor.spawning.fifo(agent.name))
     supervisor.statuses[agent.name] = process.status
     agent.post(Spawned(invocation, process.pid, process.started))
     if process.ready is not None:
@@ -88,15 +123,25 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
     agent.arm()
 
 
-async def _end(supervisor: Supervisor, process: Process) -> None:
-    """A process of a unit that nobody knows any more."""
+async def _end(supervisor: Supervisor, process: Process, known: bool = False) -> None:
+    """A process that nobody knows any more: of a removed unit, or of an invocation that its (known) unit is beyond."""
     try:
         if process.ended is None:
             await supervisor.keeper.kill(process.unit, process.invocation)
+        elif known:
+            await supervisor.keeper.release(process.unit, process.invocation)
         else:
             await supervisor.keeper.forget(process.unit)
     except AgentdError:
         return  # it ended meanwhile
+
+
+async def _forget(supervisor: Supervisor, name: str) -> None:
+    """A unit that was removed while no keeper was there to hear of it."""
+    try:
+        await supervisor.keeper.forget(name)
+    except AgentdError:
+        return  # away again: told again
 
 
 def _read(text: str) -> Json:

@@ -95,6 +95,8 @@ class Agent:
         """The request, or the event of the world, that its present state follows from."""
         self.blame: str | None = None
         """The request that the next thing to happen to it follows from: an operator's signal."""
+        self.spawning: str | None = None
+        """The invocation whose spawn is on its way to the keeper."""
         self._world = world
         self._effects: asyncio.Queue[Spawn | Signal | Kill] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
@@ -148,6 +150,8 @@ class Agent:
         if isinstance(effect, Note):
             self._world.note(self, effect)
         else:
+            if isinstance(effect, Spawn):
+                self.spawning = effect.invocation
             self._effects.put_nowait(effect)
 
     def _arm(self) -> None:
@@ -195,7 +199,11 @@ class Agent:
     async def _do(self, effect: Spawn | Signal | Kill) -> None:
         match effect:
             case Spawn(invocation):
-                await self._spawn(invocation)
+                try:
+                    await self._spawn(invocation)
+                finally:
+                    if self.spawning == invocation:
+                        self.spawning = None
             case Signal(invocation, signal):
                 await self._world.signal(self, invocation, signal)
             case Kill(invocation):
@@ -204,7 +212,7 @@ class Agent:
     async def _spawn(self, invocation: str) -> None:
         try:
             process = await self._world.spawn(self, invocation)
-        except (Unavailable, TooLate):
+        except (NotActive, Unavailable, TooLate):
             raise  # without an answer it may run: whoever adopts what lives finds out
         except OSError as error:  # of making the plan, on a full disk for example
             self.post(Refused(invocation, f"its plan cannot be made: {error}", retry=True))

@@ -16,7 +16,7 @@ from agentd.daemon.dependencies import in_order
 from agentd.daemon.ports import Actor, Json
 from agentd.daemon.status import unit_status
 from agentd.daemon.supervisor import Supervisor, settled
-from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, UnitFileError
+from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, Unavailable, UnitFileError
 from agentd.host import doctor
 from agentd.model import explanation, reading, verify
 from agentd.model.lifecycle import LIVE, Asked, Cause, Life, Phase, Policy
@@ -25,6 +25,7 @@ from agentd.store.journal import Journal
 
 DONE_WITHIN = 60.0
 """Seconds that a request waits for its effect when it does not say how long."""
+KEEPER_HINT = "Start it again with: agentctl up (under systemd it comes back by itself)."
 
 
 class Controller:
@@ -85,7 +86,9 @@ class Controller:
 
     def is_unit_process(self, pid: int) -> bool:
         """Whether this process belongs to a unit."""
-        return self._supervisor.spawning.owns(pid, self._supervisor.keeper.welcome["keeper"]["pid"])
+        supervisor = self._supervisor
+        mains = (agent.process.pid for agent in supervisor.agents.values() if agent.process is not None)
+        return supervisor.spawning.owns(pid, frozenset({*mains, supervisor.keeper.welcome["keeper"]["pid"]}))
 
     # --- one unit -----------------------------------------------------------------------------------------------------
 
@@ -225,7 +228,9 @@ class Controller:
         return dict(answer)
 
     def down(self, actor: Actor) -> Json:
-        """Stop everything in order and end."""
+        """Stop everything in order and end. Refused while no keeper is there: the units would go on."""
+        if not self._supervisor.keeper.connected:
+            raise Unavailable("the keeper is away, and nobody else can stop units.", hint=KEEPER_HINT)
         self._end(actor)
         return {"stopping": True}
 
@@ -246,11 +251,14 @@ class Controller:
             warnings.append(f"journal: {self._journal.notice}")
         if self._supervisor.memory_notice:
             warnings.append(f"state: {self._supervisor.memory_notice}")
+        keeper = supervisor.keeper
+        if not keeper.connected:
+            warnings.append(f"keeper: lost; the units go on, nothing is started or stopped. {KEEPER_HINT}")
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "keeper_pid": supervisor.keeper.welcome["keeper"]["pid"],
-            "keeper_requests": dict(supervisor.keeper.asked),
+            "keeper_pid": keeper.welcome["keeper"]["pid"] if keeper.connected else None,
+            "keeper_requests": dict(keeper.asked),
             "started": self._since,
             "units": sum(1 for _ in supervisor.units()),
             "state_dir": str(config.state),

@@ -105,6 +105,10 @@ class Spawning:
         """The file with its output."""
         return self._place.log(name)
 
+    def fifo(self, name: str) -> Path:
+        """The FIFO that it writes its output to."""
+        return self._place.fifo(name)
+
     def learn(self, name: str, listeners: dict[str, str]) -> None:
         """The addresses of a unit's listeners, as the keeper opened them."""
         if name == "gateway" and "http" in listeners:
@@ -123,16 +127,16 @@ class Spawning:
         """Have the host examined, beside the loop."""
         return await asyncio.to_thread(doctor, self._place)
 
-    def owns(self, pid: int, keeper: int) -> bool:
-        """Whether a process belongs to a unit: by its cgroup, or as offspring of the keeper."""
+    def owns(self, pid: int, parents: frozenset[int]) -> bool:
+        """Whether a process belongs to a unit: by its cgroup, or as offspring of the keeper or of a unit's process."""
         try:
             cgroup = Path(f"/proc/{pid}/cgroup").read_text()
         except OSError:
             return True  # it is gone, or hidden from us: nobody that we would trust
-        parents = {str(parent.name) for parent in self.capabilities.parents.values()}
-        if any(f"/{parent}/" in cgroup for parent in parents):
+        groups = {str(parent.name) for parent in self.capabilities.parents.values()}
+        if any(f"/{group}/" in cgroup for group in groups):
             return True
-        return _descends(pid, keeper)
+        return _descends(pid, parents)
 
     async def compile(self, agent: Agent, invocation: str) -> Compiled:
         """The plan of one invocation. Staging an environment may take seconds, so it is done beside the loop."""
@@ -301,10 +305,10 @@ def _write(file: Path, text: str, mode: int, uid: int | None) -> None:
     fresh.replace(file)
 
 
-def _descends(pid: int, keeper: int) -> bool:
-    """Whether it is offspring of the keeper, orphans included; the daemon and what it started are not meant."""
+def _descends(pid: int, parents: frozenset[int]) -> bool:
+    """Whether it is offspring of one of these, orphans included; the daemon and what it started are not meant."""
     while pid > 1:
-        if pid == keeper:
+        if pid in parents:
             return True
         if pid == os.getpid():
             return False

@@ -11,17 +11,18 @@ import asyncio
 import random
 import signal as signals
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from typing import Any, TypeVar
 
 from agentd.daemon.agent import Agent
 from agentd.daemon.dependencies import Dependencies, Stopping
 from agentd.daemon.links import Links, conclusions, verdict
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
-from agentd.errors import AgentdError, NoSuchUnit
+from agentd.errors import AgentdError, NoSuchUnit, NotActive, TooLate, Unavailable
 from agentd.host.keeper import Keeper
+from agentd.host.witness import Witness
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import LIVE, Asked, Ended, Ending, Life, Note, Now, Phase, Policy, Ready, Stop
 from agentd.model.liveness import Activity
@@ -33,6 +34,7 @@ from agentd.wire.facts import Facts
 from agentd.wire.log import logger
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 SPAWNS_AT_ONCE = 8
 """Spawns that the keeper is asked for at once. First starts and restarts have a bound each, so that a crash does not
@@ -47,6 +49,8 @@ class Supervisor:
     def __init__(self, keeper: Keeper, spawning: Spawning, memory: Memory, journal: Journal) -> None:
         self.agents: dict[str, Agent] = {}
         self.keeper = keeper
+        """The connection of this moment; another takes its place when it is lost."""
+        self.witness = Witness()
         self.spawning = spawning
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
@@ -126,13 +130,15 @@ class Supervisor:
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
         self.losses.pop(name, None)
+        self.witness.forget(name)
         self.spawning.forget(name)  # all of ours before the first wait: from there on the name may be another's
         try:
             self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
         finally:
             forgetting = asyncio.ensure_future(self.keeper.forget(name))
             await agent.close()
-            await forgetting
+            with suppress(Unavailable):  # what the next one adopts of a unit that nobody knows is forgotten then
+                await forgetting
 
     # --- starting and stopping ----------------------------------------------------------------------------------------
 
@@ -219,6 +225,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.witness.close()
 
     # --- World: what agents cause -------------------------------------------------------------------------------------
 
@@ -231,7 +238,7 @@ class Supervisor:
         life = agent.life
         if (life.floor, life.wanted) != self._saved.get(agent.name):
             self._remember(agent)
-        self._send_blob(agent)
+        self.send_blob(agent)
         self._tell(agent)
         self._wake()
 
@@ -243,7 +250,7 @@ class Supervisor:
     def told(self, agent: Agent) -> None:
         """Something that the facts say of this unit is different, though not its life."""
         self._tell(agent)
-        self._send_blob(agent)
+        self.send_blob(agent)
         self._wake()
 
     def note(self, agent: Agent, note: Note) -> None:
@@ -271,9 +278,12 @@ class Supervisor:
         async with self._turn(agent):
             compiled = await self.spawning.compile(agent, invocation)
             try:
-                process, listeners = await self.keeper.spawn(compiled.plan, compiled.fds)
+                if agent.life.invocation != invocation:
+                    raise NotActive(f"{agent.name}: {invocation} is not wanted any more")
+                process, listeners = await self._answered(self.keeper.spawn(compiled.plan, compiled.fds))
             finally:
                 compiled.close()
+        self.witness.see(process, self.spawning.fifo(agent.name))
         agent.level, agent.warnings = compiled.level, compiled.warnings
         self.spawning.learn(agent.name, listeners)
         return process
@@ -285,15 +295,24 @@ class Supervisor:
 
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None:
         """Send a signal to its main process."""
-        await self.keeper.signal(agent.name, invocation, signals.Signals[signal])
+        await self._answered(self.keeper.signal(agent.name, invocation, signals.Signals[signal]))
 
     async def kill(self, agent: Agent, invocation: str) -> None:
         """Kill its whole tree."""
-        await self.keeper.kill(agent.name, invocation)
+        await self._answered(self.keeper.kill(agent.name, invocation))
 
     async def beat(self, agent: Agent) -> float | None:
         """The keeper's stamp of its last heartbeat."""
-        return (await self.keeper.beats()).get(agent.name)
+        return (await self._answered(self.keeper.beats())).get(agent.name)
+
+    async def _answered(self, asked: Awaitable[T]) -> T:
+        """The keeper's answer. One that stays away is a lost keeper: what it did of it, its next snapshot tells."""
+        keeper = self.keeper
+        try:
+            return await asked
+        except TooLate as error:
+            keeper.give_up()
+            raise Unavailable(str(error)) from error
 
     def thinking(self, agent: Agent) -> bool:
         """Whether a model call of its moves: then silence is no hang."""
@@ -397,7 +416,8 @@ class Supervisor:
             "degraded": list(self.dependencies.degraded.get(agent.name, ())),
         }
 
-    def _send_blob(self, agent: Agent) -> None:
+    def send_blob(self, agent: Agent) -> None:
+        """Leave with the keeper what the next daemon needs."""
         self.background(self._blob(agent))
 
     async def _blob(self, agent: Agent) -> None:

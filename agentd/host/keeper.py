@@ -53,6 +53,15 @@ class Keeper:
         self._opening: asyncio.Future[Json] | None = self._loop.create_future()
         self._closed = False
 
+    @property
+    def connected(self) -> bool:
+        """Whether it is there, as far as we know."""
+        return not self._closed
+
+    def give_up(self) -> None:
+        """It does not answer: the connection is taken for lost, and ``on_lost`` is called."""
+        self._drop(TimeoutError())
+
     @classmethod
     async def connect(
         cls,

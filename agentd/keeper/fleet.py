@@ -10,10 +10,10 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from agentd.keeper import cgroup, process, tree
+from agentd.keeper import cgroup, process, record, tree
 from agentd.keeper.loop import Loop, say
 from agentd.keeper.plan import SpawnPlan
 from agentd.keeper.process import StepFailed
@@ -58,6 +58,9 @@ class Fleet:
         """Reaped, not yet buried: unit, pid, exit code."""
         self._parents: list[str] = []
         self._when_empty: Callable[[], None] | None = None
+        self._when_quiet: Callable[[], None] | None = None
+        self.on_parents: Callable[[], None] = lambda: None
+        """Called when directories above the units' cgroups were made: whoever comes after us is to remove them."""
         self.strangers: dict[int, Callable[[int], None]] = {}
         """Children that are no units (the daemon): called with their exit code."""
 
@@ -114,6 +117,7 @@ class Fleet:
         try:
             plan = SpawnPlan.from_dict(data)
             process.check(plan, fds)
+            plan = replace(plan, env={**plan.env, "AGENTD_RUNTIME": os.path.dirname(self._directory)})
         except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise StepFailed("check", errno.EINVAL, "plan", str(error)) from None
         unit = self._vacant(plan)
@@ -163,7 +167,7 @@ class Fleet:
         """Keep a text for a unit; None drops it."""
         if text is not None and len(text.encode()) > BLOB_SIZE:
             raise Refused("too_long", f"{name}: the blob is over {BLOB_SIZE} bytes")
-        self._unit(name).blob = text
+        self._unit(name).keep(text)
 
     def forget(self, name: str) -> None:
         """Give back all that is held for a unit that is removed. Nothing happens if there is none."""
@@ -183,6 +187,75 @@ class Fleet:
         self._loop.after(END_TIMEOUT, self._clean)
         if not self.lives:
             self._clean()
+
+    # From one keeper to the next
+
+    @property
+    def parents(self) -> list[str]:
+        """Directories above the units' cgroups that a keeper of this runtime directory made, outermost first."""
+        return self._parents
+
+    def adopt(self, parents: list[str]) -> int:
+        """Take over what the files of an earlier keeper tell of; how many processes live."""
+        self._parents = [*parents, *(p for p in self._parents if p not in parents)]
+        for saved in record.saved(self._directory):
+            unit = self._unit(saved.unit)
+            lives = unit.adopt(saved)
+            if lives:
+                self._watch_adrift(unit)
+            elif unit.alive:
+                self._bury(unit, None)
+            elif saved.state == "spawning":
+                self._discard(unit)
+        return len(self._mains)
+
+    def handover(self) -> tuple[list[Json], list[int]]:
+        """All units for this same keeper after its exec, and the descriptors that must stay open."""
+        states = [unit.handover() for unit in self._units.values()]
+        return [state for state, _ in states], [fd for _, fds in states for fd in fds]
+
+    def resume(self, states: list[Json], parents: list[str]) -> None:
+        """Take over what ``handover`` gave."""
+        self._parents = list(parents)
+        for state in states:
+            unit = self._unit(state["unit"])
+            if not unit.resume(state):
+                continue
+            if unit.adrift:
+                self._watch_adrift(unit)
+            else:
+                self._mains[unit.known().pid] = unit
+                unit.watch_exit(self.reap)
+
+    def when_quiet(self, action: Callable[[], None]) -> None:
+        """Call action as soon as nothing is between two states: no child before its exec, no tree half dead."""
+        self._when_quiet = action
+        self._look_quiet()
+
+    def _look_quiet(self) -> None:
+        busy = self._burials or self._dead or any(unit.child is not None for unit in self._units.values())
+        if self._when_quiet is not None and not busy:
+            action, self._when_quiet = self._when_quiet, None
+            self._loop.after(0, action)  # not in the middle of whatever brought us here
+
+    def _watch_adrift(self, unit: Unit) -> None:
+        """An adopted process: nobody tells us of its death but its pidfd."""
+        self._mains[unit.known().pid] = unit
+        unit.watch_exit(lambda: self._departed(unit))
+
+    def _departed(self, unit: Unit) -> None:
+        code = unit.departed()
+        pid = unit.known().pid
+        if self._mains.get(pid) is unit:
+            del self._mains[pid]
+        unit.dead()
+        self._bury(unit, code)
+
+    def _discard(self, unit: Unit) -> None:
+        """A spawn that died with its keeper before the exec: what it left in its cgroup goes, and it never was."""
+        if unit.kill_cgroup is not None and cgroup.populated(unit.kill_cgroup):
+            cgroup.kill(unit.kill_cgroup)
+        unit.release()
 
     # Death
 
@@ -205,6 +278,7 @@ class Fleet:
             self._sharing = False
             if self._dead:  # one went wrong; the others are not forgotten
                 self._loop.after(0, self.reap)
+            self._look_quiet()
 
     def _mourn(self, unit: Unit | None, pid: int, code: int) -> None:
         if unit is not None:
@@ -220,7 +294,7 @@ class Fleet:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
         return unit
 
-    def _bury(self, unit: Unit, code: int) -> None:
+    def _bury(self, unit: Unit, code: int | None) -> None:
         self._settle(unit)
         failure = unit.child.failure if unit.child else None
         unit.hear()
@@ -253,7 +327,7 @@ class Fleet:
             self._scan = tree.scan()
         return self._scan
 
-    def _buried(self, unit: Unit, code: int, left: list[int], failure: StepFailed | None) -> None:
+    def _buried(self, unit: Unit, code: int | None, left: list[int], failure: StepFailed | None) -> None:
         if failure is not None and self._answer(unit, {"error": failure.to_wire()}):
             unit.release()
         else:
@@ -261,6 +335,7 @@ class Fleet:
             row = asdict(unit.end(code))
             row["extra"] |= {"error": failure.to_wire()} if failure else {}
             self._emit({"event": "ended", "process": row, "left": left})
+        self._look_quiet()
         if self._when_empty is not None and not self.lives:
             self._clean()
 
@@ -272,7 +347,7 @@ class Fleet:
             raise Refused("ending", f"{plan.unit}: the keeper ends and starts nothing more")
         unit = self._unit(plan.unit)
         if unit.alive:
-            raise Refused("exists", f"{plan.unit}: a process of this unit lives")
+            raise Refused("exists", f"{plan.unit}: a process of this unit lives (pid {unit.known().pid})")
         for group in plan.cgroups:
             if group.kill and cgroup.populated(group.path):
                 found = ", ".join(map(str, list(cgroup.pids(group.path))[:8]))
@@ -294,6 +369,7 @@ class Fleet:
             child.failure = StepFailed("exec", errno.ETIMEDOUT, path, f"no exec within {SPAWN_TIMEOUT} s")
         if child.failure is None:
             unit.started()
+            self._look_quiet()
             self._answer(unit, {"process": asdict(unit.known()), "listeners": _addresses(unit)})
 
     def _overdue(self, unit: Unit, child: process.Child) -> None:
@@ -306,8 +382,10 @@ class Fleet:
         return answer is not None and answer(body)
 
     def _adopt_parents(self, unit: Unit) -> None:
-        self._parents += unit.parents
-        unit.parents = []
+        if unit.parents:
+            self._parents += unit.parents
+            unit.parents = []
+            self.on_parents()
 
     # Small things
 

@@ -17,11 +17,18 @@ BACKLOG = 1024
 
 
 class ListenerSocket:
-    """One open listener and the address that it really has."""
+    """One open listener and the address that it really has.
 
-    def __init__(self, listener: Listener) -> None:
+    ``at``: the address that it had before, where the listener leaves the port to chance. ``inherited``: the open
+    socket itself, from an earlier keeper.
+    """
+
+    def __init__(self, listener: Listener, at: str | None = None, inherited: socket.socket | None = None) -> None:
         self.listener = listener
-        family, _, rest = listener.address.partition(":")
+        if inherited is not None and at is not None:
+            self._socket, self.address = inherited, at
+            return
+        family, _, rest = (at or listener.address).partition(":")
         try:
             if family == "unix":
                 self._socket, self.address = _unix(rest, listener), listener.address

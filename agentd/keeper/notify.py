@@ -81,9 +81,12 @@ _HARMLESS = frozenset(
 class NotifySocket:
     """A bound datagram socket that outlives the invocations of its unit."""
 
-    def __init__(self, path: str, uid: int | None, gid: int | None) -> None:
+    def __init__(self, path: str, uid: int | None, gid: int | None, inherited: socket.socket | None = None) -> None:
         self.path = path
         self.dropped = 0
+        if inherited is not None:
+            self._socket = inherited
+            return
         os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
         unlink_socket(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -33,6 +33,8 @@ _descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
 _umask = os.umask(0o022)
 os.umask(_umask)
 """What we were started with: children get it back."""
+own: list[int] = []
+"""The keeper's lock and its listening socket. A child that holds them when the keeper dies would look like one."""
 
 
 class StepFailed(Exception):
@@ -67,6 +69,17 @@ def set_own_limits() -> None:
     os.umask(0o022)
     if hasattr(_libc, "malloc_trim"):  # what the imports left behind: half a megabyte, for as long as we run
         _libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def given() -> list[int]:
+    """The limits and the mode mask with which this keeper was started, for itself after an exec."""
+    return [*_descriptors, _umask]
+
+
+def remember(soft: int, hard: int, mask: int) -> None:
+    """After an exec in place: what was given at the very first start is what children get."""
+    global _descriptors, _umask
+    _descriptors, _umask = (soft, hard), mask
 
 
 def restore_limits() -> None:
@@ -162,12 +175,13 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
     The child reports through ``Child.report``; an OSError is the fork's own.
     """
     report, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    keeper = os.getpid()
     # No signal may run our handlers, or use our wake-up pipe, in the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
-            _child(plan, fds, output, write_end)
+            _child(plan, fds, output, write_end, keeper)
     except OSError:
         os.close(report)
         raise
@@ -183,10 +197,11 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
         raise
 
 
-def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int) -> NoReturn:
+def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int, keeper: int) -> NoReturn:
     """Between fork and exec: never returns, whatever happens."""
     step, path = "session", ""
     try:
+        let_go()
         reset_signals()
         restore_limits()
         os.setsid()
@@ -197,6 +212,8 @@ def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int)
         env = environment(plan, len(fds))
         signal.pthread_sigmask(signal.SIG_SETMASK, _NO_SIGNALS)
         step, path = "exec", plan.executable
+        if os.getppid() != keeper:
+            os._exit(127)  # it died meanwhile: nobody knows of us, and the next one starts the unit again
         os.execve(plan.executable, plan.argv, env)  # noqa: S606 - the point of it all
     except OSError as error:
         _tell(report, _explained(step, error, path, plan))
@@ -226,6 +243,12 @@ def _steps(plan: SpawnPlan) -> list[tuple[str, str, Callable[[], object]]]:
 
 def _limit(limit: Rlimit) -> None:
     resource.setrlimit(getattr(resource, limit.name), (limit.soft, limit.hard))
+
+
+def let_go() -> None:
+    """In a fresh child, first of all: close what must not outlive the keeper, not even until the exec."""
+    for fd in own:
+        os.close(fd)
 
 
 def reset_signals() -> None:

@@ -1,7 +1,8 @@
-"""The keeper's file of one unit, ``<runtime>/keeper/<hash>.json``: what a next keeper needs in order to know.
+"""The keeper's files, ``<runtime>/keeper/``: what a next keeper needs in order to know.
 
-Written before the fork (``spawning``), after exec (``running``) and at the end (``ended``). It holds no value of an
-environment variable: those may be secrets.
+One of each unit, ``<hash>.json``, written before the fork (``spawning``), after exec and READY (``running``) and at the
+end (``ended``); ``idle`` says that only its listeners are left. It holds no value of an environment variable: those may
+be secrets. Beside it ``<hash>.blob``, what the daemon left for the unit, and one ``keeper.json`` of the keeper itself.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+from agentd.keeper.loop import say
 from agentd.keeper.plan import Process, SpawnPlan
-from agentd.keeper.tree import environment, read_stat, scan
+from agentd.keeper.tree import carries, read_stat, scan
 
 VERSION = 1
+OWN = "keeper.json"
+_ROW = ("pid", "start_time", "started", "ready", "status", "ended", "exit")
+Json = dict[str, Any]
 
 
 def digest(unit: str) -> str:
@@ -26,21 +33,106 @@ def digest(unit: str) -> str:
     return str(sha256(unit.encode()).hexdigest()[:12])
 
 
+def boot() -> str:
+    """The host's boot: pids, start times and monotonic moments mean nothing in another."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+_BOOT = boot()
+
+
+@dataclass(slots=True)
+class Saved:
+    """What the files of one unit say."""
+
+    unit: str
+    state: str = "idle"
+    plan: SpawnPlan | None = None
+    """Without its environment."""
+    process: Process | None = None
+    listeners: dict[str, str] = field(default_factory=dict)
+    """Name → the address that it really had."""
+    blob: str | None = None
+
+
+def write(path: str, content: Json) -> None:
+    """Replace a file of this directory in one step."""
+    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(json.dumps({"version": VERSION, "boot": _BOOT} | content))
+    os.rename(path + ".new", path)
+
+
+def read(path: str) -> Json | None:
+    """The content of a file of this directory; None if there is none, or it is of another boot (it is removed)."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError("is not a JSON object")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        say(f"{path} cannot be read: {error}; going on without it")
+        return None
+    if content.get("boot", _BOOT) != _BOOT:
+        os.unlink(path)
+        return None
+    return content
+
+
+def saved(directory: str) -> list[Saved]:
+    """What an earlier keeper of this boot left, unit by unit."""
+    found: dict[str, Saved] = {}
+    for name in os.listdir(directory):
+        if name.endswith(".new"):  # it was killed in the middle of writing
+            os.unlink(f"{directory}/{name}")
+    for content in _contents(directory, ".json"):
+        try:
+            plan = SpawnPlan.from_dict(content["plan"] | {"env": {}})
+            row = content.get("process")
+            known = {name: row[name] for name in _ROW if name in row} if row else None
+            process = Process(plan.unit, plan.invocation, **known) if known else None
+            found[plan.unit] = Saved(plan.unit, content["state"], plan, process, dict(content.get("listeners") or {}))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            say(f"a file in {directory} is none of ours: {error!r}; going on without it")
+    for content in _contents(directory, ".blob"):
+        unit = str(content.get("unit"))
+        found.setdefault(unit, Saved(unit)).blob = str(content.get("text"))
+    return list(found.values())
+
+
+def _contents(directory: str, ending: str) -> Iterator[Json]:
+    for name in sorted(os.listdir(directory)):
+        if name.endswith(ending) and name != OWN and (content := read(f"{directory}/{name}")) is not None:
+            yield content
+
+
 class Record:
-    """The file of one unit."""
+    """The files of one unit."""
 
     def __init__(self, directory: str, unit: str) -> None:
         self.path = f"{directory}/{digest(unit)}.json"
+        self.runtime = os.path.dirname(directory)
+        self._unit, self._blob = unit, f"{directory}/{digest(unit)}.blob"
 
-    def write(self, state: str, plan: SpawnPlan, process: Process | None) -> None:
+    def write(self, state: str, plan: SpawnPlan, process: Process | None, listeners: dict[str, str]) -> None:
         """Replace the file in one step."""
         text = plan.to_dict() | {"env": sorted(plan.env)}
-        row = process and {name: getattr(process, name) for name in ("pid", "start_time", "started", "ended", "exit")}
-        content = json.dumps({"version": VERSION, "state": state, "plan": text, "process": row})
-        fd = os.open(self.path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.rename(self.path + ".new", self.path)
+        row = process and {name: getattr(process, name) for name in _ROW}
+        write(self.path, {"state": state, "plan": text, "process": row, "listeners": listeners})
+
+    def write_blob(self, text: str | None) -> None:
+        """Keep what the daemon left; None removes it."""
+        if text is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._blob)
+        else:
+            write(self._blob, {"unit": self._unit, "text": text})
 
     def alive(self) -> int | None:
         """The pid that an earlier keeper wrote here, if that very process still lives."""
@@ -48,8 +140,10 @@ class Record:
             with open(self.path, encoding="utf-8") as file:
                 content: dict[str, Any] = json.load(file)
             plan, process = content["plan"], content["process"]
+            if content["state"] == "idle":
+                return None
             if process is None:
-                return _marked(str(plan["unit"]), str(plan["invocation"]))
+                return marked(str(plan["unit"]), str(plan["invocation"]), self.runtime)
             row = read_stat(int(process["pid"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -62,10 +156,6 @@ class Record:
             os.unlink(self.path)
 
 
-def _marked(unit: str, invocation: str) -> int | None:
+def marked(unit: str, invocation: str, runtime: str) -> int | None:
     """A process that carries this invocation's marker: its keeper died between fork and the file."""
-    for pid in scan():
-        marks = environment(pid)
-        if marks.get(b"AGENTD_INVOCATION") == invocation.encode() and marks.get(b"AGENTD_UNIT") == unit.encode():
-            return pid
-    return None
+    return next((pid for pid in scan() if carries(pid, unit, invocation, runtime)), None)

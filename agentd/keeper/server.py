@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentd import __version__
-from agentd.keeper import protocol
+from agentd.keeper import process, protocol
 from agentd.keeper.fleet import Fleet, Refused
 from agentd.keeper.loop import EPOLLIN, EPOLLOUT, Loop, say
 from agentd.keeper.notify import bind_private, unlink_socket
@@ -115,8 +115,11 @@ class Connection:
 class Server:
     """Listens on the keeper's socket and serves one client at a time."""
 
-    def __init__(self, loop: Loop, path: str, stop: Callable[[Callable[[], object]], None]) -> None:
+    def __init__(
+        self, loop: Loop, path: str, stop: Callable[[Callable[[], object]], None], resumed: Json | None = None
+    ) -> None:
         self.fleet: Fleet
+        self.upgrade: Callable[[Callable[[Json], object]], None]
         self.epoch = os.urandom(8).hex()
         self.stopping = False
         self.on_client: Callable[[], None] = lambda: None
@@ -124,10 +127,16 @@ class Server:
         self._rev = 0
         self._client: Connection | None = None
         self._newcomers: list[Connection] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        unlink_socket(path)
-        bind_private(self._socket, path)
-        self._socket.listen(16)
+        if resumed is not None:
+            self._socket = socket.socket(fileno=resumed["socket"])
+            self.epoch, self._rev = resumed["epoch"], resumed["rev"]
+        else:
+            kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            self._socket = socket.socket(socket.AF_UNIX, kind)
+            unlink_socket(path)
+            bind_private(self._socket, path)
+            self._socket.listen(16)
+        process.own.append(self._socket.fileno())
         loop.watch(self._socket.fileno(), lambda _: self._accept())
 
     @property
@@ -140,6 +149,10 @@ class Server:
         self._rev += 1
         if self._client is not None:
             self._client.send({"rev": self._rev} | event)
+
+    def handover(self) -> tuple[Json, list[int]]:
+        """What this same keeper needs to serve on after its exec."""
+        return {"socket": self._socket.fileno(), "epoch": self.epoch, "rev": self._rev}, [self._socket.fileno()]
 
     def close(self) -> None:
         """Stop listening, drop everybody, remove the socket file."""
@@ -251,6 +264,9 @@ class Server:
                 self.fleet.set_blob(_field(message, "unit", str), text)
             case "forget":
                 self.fleet.forget(_field(message, "unit", str))
+            case "upgrade":
+                self.upgrade(answer)
+                return None
             case "end":
                 self._stop(lambda: answer({}))
                 return None

@@ -11,9 +11,10 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from agentd.keeper import process
+from agentd.keeper import pidfd, process
 from agentd.keeper.fleet import Fleet
 from agentd.keeper.loop import Loop, say
+from agentd.keeper.tree import read_stat
 
 HEALTHY = 1.0
 """Seconds: a daemon that lived so long is restarted at once."""
@@ -32,6 +33,11 @@ class Slot:
         self.ended: Callable[[int], None] = lambda _: None
         self.greeted = False
         """Whether a client has ever said hello to this keeper."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called when the daemon is another process: whoever comes after us is to know."""
+        self.start_time = 0
+        self._pidfd = -1
+        """Of a daemon that is not our child."""
         self._loop, self._fleet, self._argv, self._env = loop, fleet, list(argv), env
         self._delay = FIRST_DELAY
         self._started = 0.0
@@ -47,13 +53,45 @@ class Slot:
             say(f"the daemon cannot be started: {error}; trying again")
             self._again()
             return
+        row = read_stat(self.pid)
+        self.start_time = row.start_time if row else 0
         self._fleet.strangers[self.pid] = self._exited
+        self.changed()
+
+    def adopt(self, pid: int, start_time: int) -> bool:
+        """Make the daemon of an earlier keeper ours, if that very process lives: there is never a second one."""
+        self._pidfd = pidfd.opened(pid, start_time)
+        if self._pidfd < 0:
+            return False
+        self.pid, self.start_time, self.greeted = pid, start_time, True
+        self._started = time.monotonic()
+        self._loop.watch(self._pidfd, lambda _: self._departed())
+        return True
+
+    def resume(self, pid: int, start_time: int, greeted: bool) -> None:
+        """Go on with a daemon that was ours before an exec in place."""
+        if os.getpid() != (row.parent if (row := read_stat(pid)) else 0):
+            if not self.adopt(pid, start_time):
+                self.start()
+            return
+        self.pid, self.start_time, self.greeted, self._started = pid, start_time, greeted, time.monotonic()
+        self._fleet.strangers[pid] = self._exited
 
     def signal(self, number: int) -> None:
         """Signal the daemon if it lives."""
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            elif self.pid is not None:
                 os.kill(self.pid, number)
+
+    def _departed(self) -> None:
+        assert self.pid is not None
+        code = pidfd.status(self._pidfd, self.pid, self.start_time)
+        self._loop.unwatch(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._exited(1 if code is None else code)
 
     def _fork(self) -> int:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -67,6 +105,7 @@ class Slot:
 
     def _child(self) -> None:
         try:
+            process.let_go()
             process.reset_signals()
             process.restore_limits()
             os.setsid()  # Ctrl-C is for the keeper, which stops all in order
@@ -85,6 +124,7 @@ class Slot:
             self.wanted = False
             self.ended(code)
             return
+        self.changed()
         say(f"the daemon ended with {f'signal {-code}' if code < 0 else f'status {code}'}; restarting it")
         if time.monotonic() - self._started >= HEALTHY:
             self._delay = FIRST_DELAY

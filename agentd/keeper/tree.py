@@ -47,6 +47,10 @@ class Tree:
     uid: int | None
     """The unit's own uid; None if it has none of its own."""
     cgroup: str | None
+    runtime: str
+    """The runtime directory: other fleets of this host may have units of the same name."""
+    adrift: bool = False
+    """Begun by an earlier keeper: its orphans are not our children, so only what it carries tells who belongs."""
 
 
 def read_stat(pid: int) -> Stat | None:
@@ -103,6 +107,8 @@ def members(
     whether it is in another unit's cgroup. ``alone``: no other unit without a cgroup lives, so an orphan without any
     marker can only be ours.
     """
+    if tree.adrift:
+        return _adrift(tree, rows(), others)
     children = own_children()
     if children is not None and children <= others:
         return []  # whoever lost its parent is our child now: nobody did
@@ -111,6 +117,23 @@ def members(
     mine = {pid for pid, row in candidates.items() if _belongs(tree, row, foreign, alone)}
     for pid in list(mine):
         mine.update(below(candidates, pid))
+    return sorted(mine)
+
+
+def _adrift(tree: Tree, rows: dict[int, Stat], others: frozenset[int]) -> list[int]:
+    """Its group, its session, its marker, and what descends from those. Not its uid, which others of this host may
+    have; and no group whose number has become somebody else's."""
+    main = rows.get(tree.main)
+    recycled = main is not None and main.start_time != tree.start_time
+    young = {pid: row for pid, row in rows.items() if row.start_time >= tree.start_time and pid not in others}
+    young.pop(os.getpid(), None)
+    mine = set()
+    for pid, row in young.items():
+        near = tree.main in (pid, row.group, row.session) and not recycled
+        if near or carries(pid, tree.unit, tree.invocation, tree.runtime):
+            mine.add(pid)
+    for pid in list(mine):
+        mine.update(below(young, pid, stop=others))
     return sorted(mine)
 
 
@@ -134,6 +157,13 @@ def environment(pid: int) -> dict[bytes, bytes]:
             return {name: value for name, _, value in pairs}
     except OSError:
         return {}
+
+
+def carries(pid: int, unit: str, invocation: str, runtime: str) -> bool:
+    """Whether a process was begun for this invocation, in this very fleet."""
+    marks = environment(pid)
+    wanted = {b"AGENTD_UNIT": unit, b"AGENTD_INVOCATION": invocation, b"AGENTD_RUNTIME": runtime}
+    return all(marks.get(name) == os.fsencode(value) for name, value in wanted.items())
 
 
 def _uid(pid: int) -> int | None:

@@ -8,23 +8,33 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
-from agentd.keeper import cgroup, process
+from agentd.keeper import cgroup, pidfd, process, record
 from agentd.keeper.listener import ListenerSocket
 from agentd.keeper.loop import Loop, Timer, say
 from agentd.keeper.notify import NotifySocket, Stamps
 from agentd.keeper.output import Losses, OutputPipe
 from agentd.keeper.plan import Process, SpawnPlan
 from agentd.keeper.process import Child, StepFailed
-from agentd.keeper.record import Record
+from agentd.keeper.record import Record, Saved
 from agentd.keeper.tree import Tree, read_stat
+
+Json = dict[str, Any]
 
 LAST_WORDS = 4096
 """Datagrams that are read at the end of an invocation, or dropped before the next."""
 STATUS_GAP = 0.1
 """Seconds between two status events of one unit."""
+WRITE_GAP = 0.05
+"""Seconds in which blobs, READY and STATUS gather before they are written for a next keeper. The daemon has them too,
+so only the death of both within that time can lose one."""
+FIRST_FD = 3
+"""Where the descriptors that a unit inherits begin."""
 LOSS_GAP = 1.0
 """Seconds between two output events of one unit."""
 
@@ -44,6 +54,12 @@ class Unit:
         self.listeners: dict[str, ListenerSocket] = {}
         self.parents: list[str] = []
         """Directories above its cgroups that were made for it, outermost first."""
+        self.adrift = False
+        """Its process was begun by an earlier keeper: it lives, but is not our child."""
+        self._addresses: dict[str, str] = {}
+        """Where listeners stood that an earlier keeper had open."""
+        self._unwritten: Timer | None = None
+        self._blob_written: str | None = None
         self._loop, self._said = loop, said
         self._pidfd = -1
         self._notify: NotifySocket | None = None
@@ -85,7 +101,125 @@ class Unit:
         assert self.process is not None
         own = self.plan.uid if self.plan.uid not in (None, 0, os.geteuid()) else None
         row = self.process
-        return Tree(self.name, row.invocation, row.pid, row.start_time, own, self.kill_cgroup)
+        return Tree(
+            self.name, row.invocation, row.pid, row.start_time, own, self.kill_cgroup, self.record.runtime, self.adrift
+        )
+
+    # From one keeper to the next
+
+    def keep(self, blob: str | None) -> None:
+        """What the daemon leaves for its successor; None drops it."""
+        self.blob = blob
+        self._write_soon()
+
+    def adopt(self, saved: Saved) -> bool:
+        """Take over what the files of an earlier keeper say; whether its main process lives.
+
+        One of which they say nothing certain is looked for by its marker. What cannot be opened again is left to the
+        next spawn, which says why.
+        """
+        self.plan, self.blob, self._blob_written = saved.plan, saved.blob, saved.blob
+        self._addresses = dict(saved.listeners)
+        row = (
+            saved.process
+            if saved.state != "spawning" or saved.plan is None
+            else _found(saved.plan, self.record.runtime)
+        )
+        if row is not None:
+            self._remember(row)
+            if row.ended is None:
+                self.adrift = True
+                self._pidfd = pidfd.opened(row.pid, row.start_time)
+        if self.plan is not None:
+            self._reopen(self.plan)
+        return self._pidfd >= 0
+
+    def departed(self) -> int | None:
+        """How the adopted process ended, as far as the kernel tells."""
+        assert self.process is not None
+        return pidfd.status(self._pidfd, self.process.pid, self.process.start_time)
+
+    def handover(self) -> tuple[Json, list[int]]:
+        """All of it for this same keeper after its exec, and the descriptors that must stay open."""
+        row = self.row()
+        sockets = {name: [open_one.fileno(), open_one.address] for name, open_one in self.listeners.items()}
+        fds: dict[str, int] = {
+            "pidfd": self._pidfd,
+            "notify": self._notify.fileno() if self._notify else -1,
+            "output": self._output.fileno() if self._output else -1,
+        }
+        state = {
+            "unit": self.name,
+            "plan": self.plan and self.plan.to_dict() | {"env": {}},
+            "process": row and asdict(row),
+            "stamps": asdict(self.stamps),
+            "blob": self.blob,
+            "adrift": self.adrift,
+            "addresses": self._addresses,
+            "listeners": sockets,
+            "losses": asdict(self.losses),
+            "notify_dropped": self._notify.dropped if self._notify else 0,
+            **fds,
+        }
+        every = (*fds.values(), *(open_one.fileno() for open_one in self.listeners.values()))
+        return state, [fd for fd in every if fd >= 0]
+
+    def resume(self, state: Json) -> bool:
+        """Take over what ``handover`` of the program before gave; whether its main process lives."""
+        plan = self.plan = SpawnPlan.from_dict(state["plan"]) if state["plan"] else None
+        if state["process"]:
+            self._remember(_process(state["process"]))
+        self.stamps = Stamps(**{k: v for k, v in state["stamps"].items() if k in Stamps.__dataclass_fields__})
+        self.blob, self.adrift, self._pidfd = state["blob"], state["adrift"], state["pidfd"]
+        self._addresses = state["addresses"]
+        self.losses = Losses(**{k: v for k, v in state["losses"].items() if k in Losses.__dataclass_fields__})
+        self._told_losses = (self.losses.dropped, self.losses.losing)
+        for listener in plan.listeners if plan else ():
+            if listener.name in state["listeners"]:
+                fd, address = state["listeners"][listener.name]
+                self.listeners[listener.name] = ListenerSocket(listener, address, socket.socket(fileno=fd))
+        if plan is not None:
+            sock = socket.socket(fileno=state["notify"]) if state["notify"] >= 0 else None
+            self._hear_again(plan, sock)
+            self._reopen(plan)
+        if state["output"] >= 0:
+            os.close(state["output"])  # it kept the content while nobody else had the FIFO open
+        if self._notify:
+            self._notify.dropped = state["notify_dropped"]
+        self._write_soon()
+        return self.process is not None and self.process.ended is None
+
+    def _remember(self, row: Process) -> None:
+        """An invocation that was known before us, and of which READY and STATUS were told."""
+        named = (row.unit, row.invocation, row.pid, row.start_time, row.started)
+        self.process = Process(*named, ended=row.ended, exit=row.exit)
+        self.stamps = Stamps(ready=row.ready, status=row.status)
+        self._told_ready, self._told_status = row.ready is not None, (row.status, bool(row.extra.get("stopping")))
+
+    def _reopen(self, plan: SpawnPlan) -> None:
+        for action in (self._hear_again, self._open_output, self._relisten):
+            try:
+                action(plan)
+            except OSError as error:
+                say(f"{self.name}: {error} while it was adopted; going on without")
+
+    def _hear_again(self, plan: SpawnPlan, inherited: socket.socket | None = None) -> None:
+        """Its notify socket, with all that waits in it."""
+        if plan.notify is not None and self._notify is None:
+            self._notify = NotifySocket(plan.notify, plan.uid, plan.gid, inherited)
+            self._loop.watch(self._notify.fileno(), lambda _: self._heard())
+
+    def _relisten(self, plan: SpawnPlan) -> None:
+        """The listeners of an earlier keeper: from the living process that holds them, else opened again."""
+        for at, listener in enumerate(plan.listeners):
+            address = self._addresses.get(listener.name)
+            if address is None or listener.name in self.listeners:
+                continue
+            held = pidfd.listener(self._pidfd, FIRST_FD + at, address) if self._pidfd >= 0 else None
+            if held is None and self._pidfd >= 0:
+                say(f"{self.name}: {address} stays with pid {self.process and self.process.pid} until that ends")
+            else:
+                self.listeners[listener.name] = ListenerSocket(listener, address, held)
 
     # Spawn
 
@@ -108,7 +242,7 @@ class Unit:
         assert self.plan is not None
         writer = self._output.writer() if self._output else None
         try:
-            self.record.write("spawning", self.plan, None)
+            self.record.write("spawning", self.plan, None, self._open_addresses())
             handed = [*(self.listeners[x.name].fileno() for x in self.plan.listeners), *fds]
             self.child = process.fork(self.plan, handed, writer)
         except OSError as error:
@@ -117,6 +251,7 @@ class Unit:
             if writer is not None:
                 os.close(writer)
         self._fresh()
+        self.adrift = False
         row = read_stat(self.child.pid)
         start_time = row.start_time if row else 0
         self.process = Process(self.name, self.plan.invocation, self.child.pid, start_time, time.monotonic())
@@ -159,10 +294,14 @@ class Unit:
                 cgroup.kill(self.kill_cgroup)
 
     def dead(self) -> None:
-        """The main process is a zombie that is about to be reaped: its group dies while its number is still its own."""
+        """The main process is a zombie that is about to be reaped: its group dies while its number is still its own.
+
+        An adopted one may be reaped by anybody at any time: its group is left to the burial.
+        """
         assert self.process is not None
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if not self.adrift:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         if self._pidfd >= 0:
             self._loop.unwatch(self._pidfd)
             os.close(self._pidfd)
@@ -183,6 +322,11 @@ class Unit:
         if self._output:
             self._output.drain()
         self.process, self.child = _ended(self.process, code), None
+        if self.plan is not None and self._addresses:
+            try:  # what the dead one still held of an earlier keeper is free now
+                self._relisten(self.plan)
+            except OSError as error:
+                say(f"{self.name}: {error}; its next invocation tries again")
         self._write("ended")
         return self.known()
 
@@ -190,11 +334,20 @@ class Unit:
         """Forget the dead process."""
         self.process = self.child = None
         self._fresh()
-        self.record.remove()
+        if self.plan is not None and (self.listeners or self._addresses):
+            self._write("idle")
+        else:
+            self.record.remove()
 
     def forget(self) -> None:
         """Give back everything."""
-        self.release()
+        self.process = self.child = None
+        self._fresh()
+        if self._unwritten is not None:
+            self._unwritten.cancel()
+            self._unwritten = None
+        self.record.remove()
+        self.record.write_blob(None)
         for closing in (self._notify, self._output, *self.listeners.values()):
             if closing is not None:
                 self._loop.unwatch(closing.fileno())
@@ -205,6 +358,7 @@ class Unit:
             self._counting = None
         self.losses, self._told_losses = Losses(), (0, False)
         self.listeners.clear()
+        self._addresses.clear()
         for group in self.plan.cgroups if self.plan else ():
             if not cgroup.remove(group.path):
                 say(f"cgroup {group.path} of {self.name} is busy and stays")
@@ -253,7 +407,8 @@ class Unit:
             self.listeners.pop(name).close()
         for name, listener in wanted.items():
             if name not in self.listeners:
-                self.listeners[name] = ListenerSocket(listener)
+                before = self._addresses.get(name) if listener.address.endswith(":0") else None
+                self.listeners[name] = ListenerSocket(listener, before)
 
     def _make_cgroups(self, plan: SpawnPlan) -> None:
         for group in plan.cgroups:
@@ -269,10 +424,12 @@ class Unit:
     def _tell(self) -> None:
         if self.stamps.ready is not None and not self._told_ready:
             self._told_ready = True
+            self._write_soon()
             self._said(self, "ready")
         if (self.stamps.status, self.stamps.stopping) != self._told_status and self._quiet is None:
             self._told_status = (self.stamps.status, self.stamps.stopping)
             self._quiet = self._loop.after(STATUS_GAP, self._again)
+            self._write_soon()
             self._said(self, "status")
 
     def _again(self) -> None:
@@ -294,18 +451,51 @@ class Unit:
 
     def _extra(self) -> dict[str, int]:
         counts = {
+            "adopted": self.adrift,
             "stopping": self.stamps.stopping,
             "output_dropped": self.losses.dropped,
             "notify_dropped": self._notify.dropped if self._notify else 0,
         }
         return {name: count for name, count in counts.items() if count}
 
+    def _open_addresses(self) -> dict[str, str]:
+        return self._addresses | {name: open_one.address for name, open_one in self.listeners.items()}
+
     def _write(self, state: str) -> None:
         assert self.plan is not None
         try:
-            self.record.write(state, self.plan, self.process)
+            self.record.write(state, self.plan, self.row(), self._open_addresses())
         except OSError as error:
             say(f"{self.record.path} cannot be written: {error}; proceeding")
+
+    def _write_soon(self) -> None:
+        if self._unwritten is None:
+            self._unwritten = self._loop.after(WRITE_GAP, self.write_now)
+
+    def write_now(self) -> None:
+        """Write what has gathered for a next keeper."""
+        self._unwritten = None
+        if self.process is not None and self.process.ended is None and self.child is None:
+            self._write("running")
+        if self.blob != self._blob_written:
+            try:
+                self.record.write_blob(self.blob)
+                self._blob_written = self.blob
+            except OSError as error:
+                say(f"the blob of {self.name} cannot be written: {error}; proceeding")
+
+
+def _found(plan: SpawnPlan, runtime: str) -> Process | None:
+    """The process of a spawn whose keeper died before it could write down the pid."""
+    pid = record.marked(plan.unit, plan.invocation, runtime)
+    row = read_stat(pid) if pid is not None else None
+    if row is not None and row.session != row.pid and (leader := read_stat(row.session)) is not None:
+        row = leader
+    return Process(plan.unit, plan.invocation, row.pid, row.start_time, time.monotonic()) if row else None
+
+
+def _process(row: Json) -> Process:
+    return Process(**{name: value for name, value in row.items() if name in Process.__dataclass_fields__})
 
 
 def _stamped(base: Process, stamps: Stamps, extra: dict[str, int]) -> Process:

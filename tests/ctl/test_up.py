@@ -92,8 +92,20 @@ def test_a_unit_with_a_reason_has_settled(short_dir: Path, capsys: pytest.Captur
     """Held, parked and stopped units do not keep up waiting."""
     with serving(short_dir / "control.sock", {"GET /v1/status": (200, fleet.stormy())}) as daemon:
         assert run(["up", "--runtime", str(short_dir)]) == 0
-        assert len(daemon.requests) == 1
+        assert len(daemon.requests) == 2  # is it there with its keeper; have all settled
     assert "2 of 7 units running" in capsys.readouterr().out
+
+
+def test_up_starts_a_keeper_for_a_daemon_that_lost_its_own(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers, but nobody could start or stop anything: agentd is started, and adopts it."""
+    monkeypatch.setattr(fleet_commands, "PROGRAM", (sys.executable, "-c", "raise SystemExit(1)"))
+    status = fleet.calm()
+    status["agentd"]["keeper_pid"] = None
+    with serving(short_dir / "control.sock", {"GET /v1/status": (200, status)}):
+        assert run(["up", "--runtime", str(short_dir), "--state", str(short_dir / "s")]) == 1
+    assert "agentd ended at once (exit 1)" in capsys.readouterr().err
 
 
 def test_down_without_a_daemon_is_exit_code_5(short_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

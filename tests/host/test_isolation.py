@@ -80,7 +80,7 @@ async def test_an_agent_is_what_its_plan_says(keeper: Keeper, place: Place, writ
         assert int(seen["caps"], 16) == 0
     assert (seen["cwd"], seen["umask"], seen["nnp"]) == (str(place.home("a")), "0077", "1")
     assert (seen["core"], seen["files"]) == ([0, 0], [128, 128])
-    assert set(seen["env"]) - {"LC_CTYPE"} == set(plan.env)
+    assert set(seen["env"]) - {"LC_CTYPE", "AGENTD_RUNTIME"} == set(plan.env)
     await keeper.forget("a")
 
 

@@ -232,6 +232,21 @@ async def test_a_packet_over_the_limits_fails_alone(peer: Peer) -> None:
     keeper.close()
 
 
+async def test_a_keeper_that_is_given_up_is_lost(peer: Peer) -> None:
+    """One that does not answer counts as gone: open requests fail at once, and the owner is told to connect again."""
+    lost = asyncio.Event()
+    keeper, sock = await connected(peer, lost.set)
+    asked = asyncio.create_task(keeper.beats())
+    await peer.receive(sock)
+    assert keeper.connected
+    keeper.give_up()
+    assert lost.is_set()
+    assert not keeper.connected
+    with pytest.raises(Unavailable):
+        await asked
+    sock.close()
+
+
 async def test_a_silent_keeper_is_too_late(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request has a deadline, and a late answer does no harm."""
     keeper, sock = await connected(peer)

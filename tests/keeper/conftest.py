@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -104,9 +105,13 @@ class Keeper:
         return self
 
     def _serves(self) -> bool:
-        """Whether it accepts; the socket file alone may be an earlier keeper's."""
+        """Whether this very process accepts; the socket may be an earlier keeper's, held by a child before its exec."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            return sock.connect_ex(str(self.directory / "keeper.sock")) == 0
+            if sock.connect_ex(str(self.directory / "keeper.sock")):
+                return False
+            return (
+                struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0] == self.process.pid
+            )
 
     def client(self) -> Client:
         """A new connection that has said hello."""

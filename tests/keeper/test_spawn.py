@@ -73,7 +73,7 @@ def test_child_starts_clean(keeper: Keeper) -> None:
     own |= sum(1 << (number - 1) for number in range(32, signal.SIGRTMIN))
     assert int(seen["ignored"], 16) & ~own == 0
     assert seen["nofile"] == list(resource.getrlimit(resource.RLIMIT_NOFILE))
-    assert set(seen["env"]) <= {"PATH", "AGENTD_UNIT", "AGENTD_INVOCATION", "LC_CTYPE"}
+    assert set(seen["env"]) <= {"PATH", "AGENTD_UNIT", "AGENTD_INVOCATION", "AGENTD_RUNTIME", "LC_CTYPE"}
     assert seen["env"]["AGENTD_INVOCATION"] == "0000000000000001"
 
 
@@ -275,7 +275,7 @@ def test_secrets_of_the_environment_are_not_written(keeper: Keeper) -> None:
     assert "sk-hidden" not in path.read_text()
     content = json.loads(path.read_text())
     assert (content["state"], content["process"]["pid"]) == ("running", row["pid"])
-    assert content["plan"]["env"] == ["KEY", "PATH"]
+    assert content["plan"]["env"] == ["AGENTD_RUNTIME", "KEY", "PATH"]
 
 
 def test_process_of_an_earlier_keeper_is_not_doubled(bare: Keeper) -> None:
