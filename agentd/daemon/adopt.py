@@ -58,6 +58,7 @@ def _restore(
     agent = supervisor.add(unit, name, policy, life)
     agent.endings.extend(_endings(blob))
     agent.level = str(blob.get("level", ""))
+    agent.dump = str(blob.get("dump", ""))
     _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:
         supervisor.background(supervisor.release(process))
@@ -82,6 +83,7 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
         agent.post(Ended(invocation, process.exit, process.ended))
     agent.post(Deadline())
     agent.arm()
+    supervisor.judge_soon(agent)
 
 
 async def _end(supervisor: Supervisor, process: Process) -> None:

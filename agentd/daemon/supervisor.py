@@ -13,17 +13,34 @@ import signal as signals
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from agentd.daemon.agent import Agent
-from agentd.daemon.links import Links, conclusions, verdict
+from agentd.daemon.links import Links, conclusions
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
+from agentd.daemon.watch import Watch
 from agentd.errors import AgentdError, NoSuchUnit
+from agentd.host.dump import add_last_words, dump
 from agentd.host.keeper import Keeper
 from agentd.keeper.plan import Process
-from agentd.model.lifecycle import LIVE, Asked, Ended, Life, Note, Now, Phase, Policy, Ready, Start, Stop
-from agentd.model.liveness import Activity
+from agentd.model.lifecycle import (
+    LIVE,
+    Asked,
+    Ended,
+    Extend,
+    Hang,
+    Interval,
+    Life,
+    Note,
+    Now,
+    Phase,
+    Policy,
+    Ready,
+    Start,
+    Stop,
+)
 from agentd.model.ordering import generations
 from agentd.model.unit import Unit
 from agentd.store.journal import Journal
@@ -36,6 +53,12 @@ Json = dict[str, Any]
 SPAWNS_AT_ONCE = 8
 """Spawns that the keeper is asked for at once. First starts and restarts have a bound each, so that a crash does not
 wait for a fleet that starts; agentd's own units wait for nobody."""
+DUMP_WITHIN = 1.0
+"""Seconds that writing down the stacks of a hung unit may delay its SIGABRT."""
+ALIVE_EVERY = 1.0
+"""Seconds between two words to the keeper that supervision turns."""
+ALIVE_WITHIN = 3.0
+"""Seconds without such a word after which the keeper kills the daemon."""
 STOP_MARGIN = 10.0
 """Seconds that stopping everything may take beyond the units' own stop_timeout."""
 
@@ -49,6 +72,7 @@ class Supervisor:
         self.spawning = spawning
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
+        self.watch = Watch(self.links, self.guard, spawning.probe)
         self.waiting: dict[str, Asked] = {}
         self.stopping = False
         self.starting = True
@@ -118,6 +142,7 @@ class Supervisor:
         agent = self.agents.pop(name)
         self.waiting.pop(name, None)
         self.facts.drop(f"unit/{name}")
+        self.watch.drop(agent)
         await agent.close()
         self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
         self.spawning.floors[name] = agent.life.floor
@@ -185,6 +210,7 @@ class Supervisor:
     async def close(self) -> None:
         """Stop supervising; the processes go on."""
         await self.links.close()
+        await self.watch.close()
         for agent in self.agents.values():
             await agent.close()
         for task in self._tasks:
@@ -206,6 +232,7 @@ class Supervisor:
         self._tell(agent)
         if life.phase is not before.phase or life.ready != before.ready:
             self._start_waiting()
+            self.judge_soon(agent)
         self._wake()
 
     def note(self, agent: Agent, note: Note) -> None:
@@ -252,16 +279,51 @@ class Supervisor:
         """Kill its whole tree."""
         await self.keeper.kill(agent.name, invocation)
 
-    async def beat(self, agent: Agent) -> float | None:
-        """The keeper's stamp of its last heartbeat."""
-        return (await self.keeper.beats()).get(agent.name)
+    async def abort(self, agent: Agent, invocation: str) -> None:
+        """Write its stacks down, then send SIGABRT. That they cannot be written delays nothing."""
+        process, reason = agent.process, agent.life.reason
+        if process is not None:
+            directory = self.spawning.config.state / "dumps"
+            work = asyncio.to_thread(dump, directory, agent.name, invocation, process.pid, reason)
+            try:
+                path = await asyncio.wait_for(work, DUMP_WITHIN)
+            except (OSError, TimeoutError) as error:
+                self._log.warning("unit.undumped", unit=agent.name, error=str(error))
+            else:
+                agent.dump = str(path)
+                self.record({"kind": "unit.dumped", "unit": agent.name, "invocation": invocation, "reason": agent.dump})
+        await self.keeper.signal(agent.name, invocation, signals.SIGABRT)
 
-    def thinking(self, agent: Agent) -> bool:
-        """Whether a model call of its moves: then silence is no hang."""
-        if agent.unit is None:
-            return False
-        doing = verdict(agent.unit, agent.life, *self.links.of(agent.name), time.monotonic())
-        return doing.activity is Activity.thinking
+    async def stamps(self, agent: Agent) -> tuple[float | None, float | None]:
+        """The keeper's stamps of its last heartbeat and its last output; none where nobody asks for them."""
+        asked = agent.policy.heartbeat is not None or (agent.unit is not None and agent.unit.liveness.progress)
+        return await self.keeper.stamps(agent.name) if asked else (None, None)
+
+    def excused(self, agent: Agent) -> bool:
+        """Whether its silence is no hang just now: a model call of its moves."""
+        return self.watch.excused(agent)
+
+    def judge(self, agent: Agent, output: float | None) -> None:
+        """Its stamps were read: this is when it last printed."""
+        self.watch.judge(agent, output, fresh=True)
+
+    def judge_soon(self, agent: Agent) -> None:
+        """Have it judged once what happens now is over."""
+
+        def judge() -> None:
+            if self.agents.get(agent.name) is agent:
+                self.watch.judge(agent)
+
+        asyncio.get_running_loop().call_soon(judge)
+
+    async def stay_alive(self) -> None:
+        """Tell the keeper again and again that supervision turns: a daemon that stops doing so is killed by it."""
+        while True:
+            try:
+                await self.keeper.alive(ALIVE_WITHIN)
+            except AgentdError:
+                return  # a keeper that does not know this, or that is gone: then so are we
+            await asyncio.sleep(ALIVE_EVERY)
 
     # --- what the world reports ---------------------------------------------------------------------------------------
 
@@ -270,6 +332,12 @@ class Supervisor:
         match event["event"]:
             case "ready":
                 self._post(event["unit"], Ready(event["invocation"]))
+            case "extend":
+                self._post(event["unit"], Extend(event["invocation"], event["until"]))
+            case "interval":
+                self._post(event["unit"], Interval(event["invocation"], event["seconds"]))
+            case "trigger":
+                self._post(event["unit"], Hang(event["invocation"], "it called for help (WATCHDOG=trigger)"))
             case "status":
                 self.statuses[event["unit"]] = event.get("status", "")
             case "output":
@@ -283,10 +351,25 @@ class Supervisor:
         if left:
             text = f"processes {left} survived SIGKILL (uninterruptible sleep?)"
             self.record({"kind": "unit.left", "unit": process.unit, "invocation": process.invocation, "reason": text})
+        self._last_words(process)
         self._post(process.unit, Ended(process.invocation, process.exit, process.ended))
         self.background(self.release(process))
 
-    def _post(self, unit: str, event: Ready | Ended) -> None:
+    def _last_words(self, process: Process) -> None:
+        """What it printed on its way out belongs to its dump."""
+        agent = self.agents.get(process.unit)
+        if agent is None or not agent.dump.endswith(f"-{process.invocation}.txt"):
+            return
+
+        async def add(path: Path, log: Path) -> None:
+            try:
+                await asyncio.to_thread(add_last_words, path, log)
+            except OSError as error:
+                self._log.warning("unit.undumped", unit=process.unit, error=str(error))
+
+        self.background(add(Path(agent.dump), self.spawning.log(process.unit)))
+
+    def _post(self, unit: str, event: Ready | Ended | Extend | Interval | Hang) -> None:
         if unit in self.agents:
             self.agents[unit].post(event)
 
@@ -303,8 +386,9 @@ class Supervisor:
             agent = self.agents.get(name)
             if agent is None or agent.unit is None:
                 continue
-            for event in conclusions(agent.unit, agent.life, *self.links.of(name), time.monotonic()):
+            for event in conclusions(agent.unit, agent.life, self.links.of(name)[1]):
                 agent.post(event)
+            self.watch.judge(agent)
         self._wake()
 
     async def _keep(self, owner: str, epoch: str, records: list[Json]) -> None:
@@ -344,6 +428,7 @@ class Supervisor:
             "unit": unit,
             "transient": transient,
             "level": agent.level,
+            "dump": agent.dump,
         }
 
     def _send_blob(self, agent: Agent) -> None:
@@ -363,6 +448,7 @@ class Supervisor:
         """Begin to hear router and gateway."""
         for task in self.links.start():
             self.guard(task)
+        self.background(self.stay_alive())
 
     def guard(self, task: asyncio.Task[None]) -> None:
         """A task of supervision that fails is a defect of ours: the daemon ends, and the next one adopts what lives. A

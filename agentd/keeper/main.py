@@ -41,6 +41,8 @@ class Keeper:
         self._server.on_client = self._client_changed
         env = {**os.environ, "AGENTD_KEEPER": socket_path}
         self._slot = Slot(self._loop, self._fleet, daemon, env) if daemon else None
+        if self._slot:
+            self._server.on_alive = self._slot.alive
 
     def run(self) -> int:
         """Serve until told to end; the exit status."""
@@ -73,6 +75,8 @@ class Keeper:
         """A client came or went. Told to stop with nobody to do it in order, we do it ourselves."""
         if self._server.connected and self._slot:
             self._slot.greeted = True
+        if self._slot:
+            self._slot.unwatch()
         alone = self._slot is None or not self._fleet.lives
         if self._server.stopping and not self._server.connected and alone:
             self._end(lambda: None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from agentd.keeper import process
 from agentd.keeper.fleet import Fleet
-from agentd.keeper.loop import Loop, say
+from agentd.keeper.loop import Loop, Timer, say
 
 HEALTHY = 1.0
 """Seconds: a daemon that lived so long is restarted at once."""
@@ -35,6 +35,7 @@ class Slot:
         self._loop, self._fleet, self._argv, self._env = loop, fleet, list(argv), env
         self._delay = FIRST_DELAY
         self._started = 0.0
+        self._watchdog: Timer | None = None
 
     def start(self) -> None:
         """Start it now, unless it is no longer wanted."""
@@ -54,6 +55,21 @@ class Slot:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def alive(self, within: float) -> None:
+        """The daemon says that its supervision turns, and will say so again in this many seconds: else it is killed."""
+        self.unwatch()
+        self._watchdog = self._loop.after(within, lambda: self._silent(within))
+
+    def unwatch(self) -> None:
+        """Expect nothing any more, until it says so again: its connection went away, or it did."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _silent(self, within: float) -> None:
+        say(f"the daemon has not been heard for {within:g} s; killing it")
+        self.signal(signal.SIGKILL)
 
     def _fork(self) -> int:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -80,6 +96,7 @@ class Slot:
 
     def _exited(self, code: int) -> None:
         self.pid = None
+        self.unwatch()
         hopeless = code == BAD_INPUT and not self.greeted and not self._fleet.lives
         if not self.wanted or hopeless:
             self.wanted = False

@@ -24,9 +24,14 @@ from agentd.keeper.tree import Tree, read_stat
 LAST_WORDS = 4096
 """Datagrams that are read at the end of an invocation, or dropped before the next."""
 STATUS_GAP = 0.1
-"""Seconds between two status events of one unit."""
+"""Seconds between two events of one unit about what it said, READY apart."""
 LOSS_GAP = 1.0
 """Seconds between two output events of one unit."""
+ASKED = {"extend": "extended", "interval": "interval", "trigger": "trigger"}
+"""Events about what it asked for, and the stamps that they tell of."""
+
+_Status = tuple[str, bool, bool]
+_NOTHING: _Status = ("", False, False)
 
 
 class Unit:
@@ -55,7 +60,11 @@ class Unit:
         self._quiet: Timer | None = None
         """Runs after a status event; until then the next one waits."""
         self._told_ready = False
-        self._told_status = ("", False)
+        self._told_status: _Status = _NOTHING
+        self._told: dict[str, float | None] = {}
+        """What was told last of each of ASKED."""
+        self.printed: float | None = None
+        """When its output last moved."""
 
     @property
     def alive(self) -> bool:
@@ -212,7 +221,8 @@ class Unit:
 
     def _fresh(self) -> None:
         """No invocation has said anything yet."""
-        self.stamps, self._told_ready, self._told_status = Stamps(), False, ("", False)
+        self.stamps, self._told_ready, self._told_status = Stamps(), False, _NOTHING
+        self._told, self.printed = {}, None
         if self._quiet:
             self._quiet.cancel()
             self._quiet = None
@@ -244,8 +254,12 @@ class Unit:
             return
         if self._output is None:
             self._output = OutputPipe(plan.output, plan.uid, plan.gid, self.losses, self._lost)
-            self._loop.watch_bulk(self._output.fileno(), self._output.pump)
+            self._loop.watch_bulk(self._output.fileno(), self._pump)
         self._output.give(plan.uid, plan.gid)
+
+    def _pump(self, quota: int) -> None:
+        if self._output is not None and self._output.pump(quota):
+            self.printed = time.monotonic()
 
     def _listen(self, plan: SpawnPlan) -> None:
         wanted = {x.name: x for x in plan.listeners}
@@ -270,10 +284,22 @@ class Unit:
         if self.stamps.ready is not None and not self._told_ready:
             self._told_ready = True
             self._said(self, "ready")
-        if (self.stamps.status, self.stamps.stopping) != self._told_status and self._quiet is None:
-            self._told_status = (self.stamps.status, self.stamps.stopping)
+        if self._quiet is not None:
+            return
+        told: list[str] = []
+        status = (self.stamps.status, self.stamps.stopping, self.stamps.reloading)
+        if status != self._told_status:
+            self._told_status = status
+            told.append("status")
+        for event, field in ASKED.items():
+            value = getattr(self.stamps, field)
+            if value is not None and value != self._told.get(event):
+                self._told[event] = value
+                told.append(event)
+        if told:
             self._quiet = self._loop.after(STATUS_GAP, self._again)
-            self._said(self, "status")
+        for event in told:
+            self._said(self, event)
 
     def _again(self) -> None:
         """The gap is over: what was said meanwhile is told now."""
@@ -295,6 +321,7 @@ class Unit:
     def _extra(self) -> dict[str, int]:
         counts = {
             "stopping": self.stamps.stopping,
+            "reloading": self.stamps.reloading,
             "output_dropped": self.losses.dropped,
             "notify_dropped": self._notify.dropped if self._notify else 0,
         }

@@ -128,6 +128,12 @@ class Life:
     policy says. (Not a purpose, because that one still says how the end is accounted.)"""
     hold: str | None = None
     """Why it may not run just now; a level that outlives phases."""
+    alarm: str | None = None
+    """Why it counts as hung, where ``on_hang`` is alarm: told once, until it recovers."""
+    mute: bool = False
+    """The alarm is about missing beats: the next one ends it."""
+    interval: float | None = None
+    """The heartbeat limit that the process asked for itself (WATCHDOG_USEC=), instead of the policy's."""
     last: Ending | None = None
     reason: str = ""
     """Why it is in this phase."""
@@ -195,6 +201,7 @@ class Policy:
     stop_timeout: float = 10.0
     start_timeout: float = 30.0
     heartbeat: float | None = None
+    on_hang: Literal["restart", "abort", "alarm"] = "restart"
     eager: bool = True
     """The first failure restarts at once, however short the run was."""
     jitter: bool = True
@@ -216,6 +223,7 @@ class Policy:
             stop_timeout=unit.agent.stop_timeout,
             start_timeout=unit.agent.start_timeout,
             heartbeat=unit.liveness.heartbeat,
+            on_hang=unit.liveness.on_hang,
         )
 
     @classmethod
@@ -304,6 +312,27 @@ class Hang(Of):
 
 
 @dataclass(frozen=True, slots=True)
+class Recovered(Of):
+    """What it was found to hang over is gone: ends an alarm."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend(Of):
+    """EXTEND_TIMEOUT_USEC=: its start or stop takes longer; at least until this moment (monotonic)."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interval(Of):
+    """WATCHDOG_USEC=: from now on its heartbeat limit is this many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Spawned(Of):
     """The keeper runs it: the answer to Spawn, or what the snapshot says at adoption."""
 
@@ -348,7 +377,10 @@ class Ended(Of):
     """When (monotonic); None: now."""
 
 
-Event = Start | Stop | Restart | Hold | Release | Deadline | Hang | Spawned | Refused | Ready | Beat | Excused | Ended
+Event = (
+    Start | Stop | Restart | Hold | Release | Deadline | Hang | Spawned | Refused | Ready | Beat | Excused | Ended
+    | Recovered | Extend | Interval
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,9 +406,16 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Abort:
+    """Keep a dump of its stacks, then send SIGABRT to the main process."""
+
+    invocation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A line for the journal: what happened, and why in words. ``kind`` is ``unit.<phase>`` for a change of phase, else
-    one of ``unit.ended spawned adopted killed wanted unwanted hold release``."""
+    one of ``unit.ended spawned adopted killed wanted unwanted hold release hung recovered extended``."""
 
     kind: str
     text: str
@@ -384,4 +423,4 @@ class Note:
     invocation: str | None = None
 
 
-Effect = Spawn | Signal | Kill | Note
+Effect = Spawn | Signal | Kill | Abort | Note

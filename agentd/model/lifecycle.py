@@ -29,6 +29,9 @@ Heartbeats do not travel as they come: when the deadline is due the daemon asks 
 Beat, or Excused where the unit waits for a model call that moves, and then Deadline. A beat only ever moves the
 deadline away, so that Deadline finds it in the future and does nothing.
 
+What a hang leads to is the policy's ``on_hang``: the kill; an Abort first, with ABORT_TIMEOUT for the program to leave
+its last words; or an alarm only, which is told once and lasts until the unit beats, or Recovered says so.
+
 A failure of a oneshot ends in ``failed``, unless its policy is ``on-failure``: then it is tried again.
 
 Adoption
@@ -55,6 +58,7 @@ from agentd.model.life import (
     DOWN,
     INNOCENT,
     LIVE,
+    Abort,
     Asked,
     Beat,
     Cause,
@@ -64,8 +68,10 @@ from agentd.model.life import (
     Ending,
     Event,
     Excused,
+    Extend,
     Hang,
     Hold,
+    Interval,
     Kill,
     Life,
     Note,
@@ -75,6 +81,7 @@ from agentd.model.life import (
     Policy,
     Purpose,
     Ready,
+    Recovered,
     Refused,
     Release,
     Restart,
@@ -88,10 +95,14 @@ from agentd.model.quantity import show_duration
 
 __all__ = [
     "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE",
-    "Asked", "Beat", "Cause", "Deadline", "Effect", "Ended", "Ending", "Event", "Excused", "Hang", "Hold", "Kill",
-    "Life", "Note", "Now", "Of", "Phase", "Policy", "Purpose", "Ready", "Refused", "Release", "Restart", "Signal",
+    "Abort", "Asked", "Beat", "Cause", "Deadline", "Effect", "Ended", "Ending", "Event", "Excused", "Extend", "Hang",
+    "Hold", "Interval", "Kill", "Life", "Note", "Now", "Of", "Phase", "Policy", "Purpose", "Ready", "Recovered",
+    "Refused", "Release", "Restart", "Signal",
     "Spawn", "Spawned", "Start", "Stop", "step",
 ]  # fmt: skip
+
+ABORT_TIMEOUT = 3.0
+"""Seconds from SIGABRT until the whole tree is killed."""
 
 Step = tuple[Life, tuple[Effect, ...]]
 Rule = Callable[[Life, Any, Policy, Now], Step]
@@ -112,6 +123,7 @@ def step(life: Life, event: Event, policy: Policy, now: Now) -> Step:
 
 _NO_PROCESS: dict[str, Any] = {
     "invocation": None, "started": None, "ready": False, "beat": None, "purpose": None, "again": False,
+    "alarm": None, "mute": False, "interval": None,
 }  # fmt: skip
 
 
@@ -143,6 +155,8 @@ def _stop(life: Life, purpose: Purpose, reason: str, policy: Policy, now: Now, a
 def _end(life: Life, effects: tuple[Effect, ...], policy: Policy, now: Now) -> Step:
     """Do what the purpose of the stop asks for: a signal first, or the kill."""
     assert life.invocation is not None
+    if life.purpose is Purpose.hang and policy.on_hang == "abort":
+        return replace(life, deadline=now.mono + ABORT_TIMEOUT), (*effects, Abort(life.invocation))
     if life.purpose in BLAMED:
         return replace(life, deadline=_rekill(policy, now)), (*effects, Kill(life.invocation))
     ask = Signal(life.invocation, policy.stop_signal)
@@ -155,7 +169,8 @@ def _rekill(policy: Policy, now: Now) -> float:
 
 def _run(life: Life, reason: str, policy: Policy, now: Now, **changes: Any) -> Step:
     """Into running; from here on it has to beat, if it was told to."""
-    due = None if policy.heartbeat is None else now.mono + policy.heartbeat
+    limit = heartbeat(life, policy)
+    due = None if limit is None else now.mono + limit
     return _enter(life, Phase.running, reason, now, deadline=due, **changes)
 
 
@@ -264,14 +279,15 @@ def _spawned(life: Life, event: Spawned, policy: Policy, now: Now) -> Step:
     text = f"runs as pid {event.pid}"
     if policy.type != "notify":
         return _run(life, text, policy, now, started=started, ready=policy.type == "simple")
-    life = replace(life, started=started, deadline=started + policy.start_timeout)
+    due = started + policy.start_timeout
+    life = replace(life, started=started, deadline=due if life.deadline is None else max(due, life.deadline))
     return life, (Note("unit.spawned", f"{text}, not ready yet", invocation=life.invocation),)
 
 
 def _adopt(life: Life, event: Spawned, policy: Policy, now: Now) -> Step:
     """It is known to run: nobody could look at its beats meanwhile, so it gets one whole heartbeat."""
     note = Note("unit.adopted", f"runs as pid {event.pid}", invocation=life.invocation)
-    return _alive(life, now.mono, policy), (note,)
+    return _alive(life, (note,), now.mono, policy)
 
 
 def _stop_late(life: Life, event: Spawned, policy: Policy, now: Now) -> Step:
@@ -313,23 +329,75 @@ def _beat(life: Life, event: Beat, policy: Policy, now: Now) -> Step:
     at = min(event.at, now.mono)
     if life.beat is not None and at <= life.beat:
         return life, ()
-    return _alive(replace(life, beat=at), at, policy), ()
+    return _alive(*_unmuted(replace(life, beat=at), "it beats again"), at, policy)
 
 
 def _excused(life: Life, event: Excused, policy: Policy, now: Now) -> Step:
-    return _alive(life, now.mono, policy), ()
+    return _alive(*_unmuted(life, "it waits for a model"), now.mono, policy)
 
 
-def _alive(life: Life, at: float, policy: Policy) -> Life:
+def _unmuted(life: Life, text: str) -> Step:
+    """An alarm about missing beats is over."""
+    if not life.mute:
+        return life, ()
+    return replace(life, alarm=None, mute=False), (Note("unit.recovered", text, invocation=life.invocation),)
+
+
+def heartbeat(life: Life, policy: Policy) -> float | None:
+    """Longest time between two beats of this invocation; None: it owes none."""
+    return policy.heartbeat if policy.heartbeat is None or life.interval is None else life.interval
+
+
+def _interval(life: Life, event: Interval, policy: Policy, now: Now) -> Step:
+    """As the service manager's protocol has it: the new limit counts from now. A unit without a heartbeat gets none."""
+    if policy.heartbeat is None or event.seconds <= 0 or event.seconds == heartbeat(life, policy):
+        return life, ()
+    note = Note("unit.extended", f"asks for a heartbeat of {show_duration(event.seconds)}", invocation=life.invocation)
+    due = now.mono + event.seconds if life.phase is Phase.running else life.deadline
+    return replace(life, interval=event.seconds, deadline=due), (note,)
+
+
+def _extend(life: Life, event: Extend, policy: Policy, now: Now) -> Step:
+    """Its start or stop takes longer. Not where it is killed for its own fault."""
+    if life.purpose in BLAMED or (life.phase is Phase.starting and policy.type != "notify"):
+        return life, ()
+    if life.deadline is not None and life.deadline >= event.until:
+        return life, ()
+    text = f"asks for {show_duration(max(0.0, event.until - now.mono))} more to {_DOING[life.phase]}"
+    return replace(life, deadline=event.until), (Note("unit.extended", text, invocation=life.invocation),)
+
+
+_DOING = {Phase.starting: "start", Phase.stopping: "stop"}
+
+
+def _alive(life: Life, notes: tuple[Effect, ...], at: float, policy: Policy) -> Step:
     """It was alive at that moment: the heartbeat counts from there, or from a later moment known before."""
-    if policy.heartbeat is None:
-        return life
-    due = at + policy.heartbeat
-    return life if life.deadline is not None and life.deadline >= due else replace(life, deadline=due)
+    limit = heartbeat(life, policy)
+    if limit is None:
+        return life, notes
+    due = at + limit
+    known = life.deadline is not None and life.deadline >= due
+    return (life if known else replace(life, deadline=due)), notes
 
 
 def _hang(life: Life, event: Hang, policy: Policy, now: Now) -> Step:
-    return (life, ()) if life.started is None else _stop(life, Purpose.hang, event.text, policy, now)
+    if life.started is None:
+        return life, ()
+    if policy.on_hang == "alarm":
+        return _alarm(life, event.text)
+    return _stop(life, Purpose.hang, event.text, policy, now)
+
+
+def _alarm(life: Life, text: str, **changes: Any) -> Step:
+    """It hangs, and nobody is to act but to tell: once."""
+    note = Note("unit.hung", f"{text}: alarm only", invocation=life.invocation)
+    return replace(life, alarm=life.alarm or text, **changes), () if life.alarm is not None else (note,)
+
+
+def _recovered(life: Life, event: Recovered, policy: Policy, now: Now) -> Step:
+    if life.alarm is None or life.mute:
+        return life, ()
+    return replace(life, alarm=None), (Note("unit.recovered", event.text, invocation=life.invocation),)
 
 
 def _ended(life: Life, event: Ended, policy: Policy, now: Now) -> Step:
@@ -392,10 +460,13 @@ def _unready(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
 
 def _silent(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
     assert life.deadline is not None
-    if policy.heartbeat is None:
+    limit = heartbeat(life, policy)
+    if limit is None:
         return replace(life, deadline=None), ()  # the unit was changed: it owes no beats any more
-    silence = now.mono - (life.deadline - policy.heartbeat)
-    return _stop(life, Purpose.hang, f"no heartbeat for {silence:.1f}s", policy, now)
+    text = f"no heartbeat for {now.mono - (life.deadline - limit):.1f}s"
+    if policy.on_hang == "alarm":
+        return _alarm(life, text, mute=True, deadline=now.mono + limit)  # then it is looked up again
+    return _stop(life, Purpose.hang, text, policy, now)
 
 
 def _unstopped(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
@@ -481,6 +552,9 @@ TABLE: Mapping[type, Mapping[Phase, Rule]] = {
     Beat: {Phase.running: _beat},
     Excused: {Phase.running: _excused},
     Hang: {Phase.starting: _hang, Phase.running: _hang},
+    Recovered: {Phase.starting: _recovered, Phase.running: _recovered},
+    Extend: {Phase.starting: _extend, Phase.stopping: _extend},
+    Interval: {Phase.starting: _interval, Phase.running: _interval},
     Ended: {Phase.starting: _ended, Phase.running: _ended, Phase.stopping: _ended_stopping},
     Deadline: {
         Phase.starting: _due(_unready), Phase.running: _due(_silent), Phase.stopping: _due(_unstopped),

@@ -559,8 +559,8 @@ def liveness_law(liveness: ModuleType, scene: Scene) -> None:
         deadline=300.0,
         overdue="m9" if scene.overdue else None,
     )
-    moving = any(parked or (started if byte is None else byte) <= 120.0 for started, byte, parked in scene.calls)
-    late = scene.overdue or any(min(since, progress) > 300.0 for since, progress in scene.held)
+    moving = any(parked or (started if byte is None else byte) < 120.0 for started, byte, parked in scene.calls)
+    late = scene.overdue or any(min(since, progress) >= 300.0 for since, progress in scene.held)
     silent = scene.beat is not None and scene.beat >= 3.0
     if moving:
         expected = "thinking"
