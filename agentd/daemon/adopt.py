@@ -14,7 +14,20 @@ from agentd.daemon.agent import Agent
 from agentd.daemon.supervisor import Supervisor
 from agentd.errors import AgentdError
 from agentd.keeper.plan import Process
-from agentd.model.lifecycle import LIVE, Beat, Cause, Deadline, Ended, Ending, Life, Policy, Ready, Spawned
+from agentd.model.lifecycle import (
+    LIVE,
+    Beat,
+    Cause,
+    Deadline,
+    Ended,
+    Ending,
+    Extend,
+    Interval,
+    Life,
+    Policy,
+    Ready,
+    Spawned,
+)
 from agentd.model.unit import SYSTEM_UNITS, Unit
 
 Json = dict[str, Any]
@@ -77,6 +90,10 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
     agent.post(Spawned(invocation, process.pid, process.started))
     if process.ready is not None:
         agent.post(Ready(invocation))
+    if "interval" in process.extra:
+        agent.post(Interval(invocation, process.extra["interval"]))
+    if "extended" in process.extra:
+        agent.post(Extend(invocation, process.extra["extended"]))
     if process.beat is not None:
         agent.post(Beat(invocation, process.beat))
     if process.ended is not None:

@@ -318,10 +318,12 @@ class Unit:
         self._counting = None
         self._lost()
 
-    def _extra(self) -> dict[str, int]:
-        counts = {
+    def _extra(self) -> dict[str, float]:
+        counts: dict[str, float | None] = {
             "stopping": self.stamps.stopping,
             "reloading": self.stamps.reloading,
+            "extended": self.stamps.extended,
+            "interval": self.stamps.interval,
             "output_dropped": self.losses.dropped,
             "notify_dropped": self._notify.dropped if self._notify else 0,
         }
@@ -335,7 +337,7 @@ class Unit:
             say(f"{self.record.path} cannot be written: {error}; proceeding")
 
 
-def _stamped(base: Process, stamps: Stamps, extra: dict[str, int]) -> Process:
+def _stamped(base: Process, stamps: Stamps, extra: dict[str, float]) -> Process:
     return Process(
         base.unit,
         base.invocation,

@@ -361,6 +361,8 @@ def _extend(life: Life, event: Extend, policy: Policy, now: Now) -> Step:
     """Its start or stop takes longer. Not where it is killed for its own fault."""
     if life.purpose in BLAMED or (life.phase is Phase.starting and policy.type != "notify"):
         return life, ()
+    if life.phase is Phase.stopping and life.started is None:
+        return life, ()  # nothing was asked to stop yet
     if life.deadline is not None and life.deadline >= event.until:
         return life, ()
     text = f"asks for {show_duration(max(0.0, event.until - now.mono))} more to {_DOING[life.phase]}"

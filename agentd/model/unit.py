@@ -96,8 +96,8 @@ class Liveness(Section):
         None,
         gt=0,
         description="Longest time without progress while it has work. Progress is output, a message begun, moved or "
-        "done, or a model call that moves. A unit has work while it holds a message; one without a channel always. Default: "
-        "not asked.",
+        "done, or a model call that moves. A unit has work while it holds a message; one without a channel always. "
+        "Default: not asked.",
     )
     probe: Annotated[Probe, BeforeValidator(probe_table)] | None = Field(
         None,

@@ -194,7 +194,7 @@ def test_a_probe_that_fails_is_a_hang(short_dir: Path) -> None:
 
 
 def test_a_stopped_system_unit_is_found_and_nobody_waits_for_it(short_dir: Path) -> None:
-    """SIGSTOP of router, gateway and bus in turn: replaced within 3 s; the control API answers meanwhile, agents live."""
+    """SIGSTOP of router, gateway and bus in turn: replaced within 3 s; meanwhile the control API answers."""
     with fleet(short_dir, {"a": SLEEPER, "b": _agent(short_dir)}) as f:
         agents = {name: f.unit(name)["pid"] for name in ("a", "b")}
         for name in ("router", "gateway", "bus"):

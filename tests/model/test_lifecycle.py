@@ -18,8 +18,10 @@ from agentd.model.lifecycle import (
     Ended,
     Event,
     Excused,
+    Extend,
     Hang,
     Hold,
+    Interval,
     Kill,
     Life,
     Note,
@@ -28,6 +30,7 @@ from agentd.model.lifecycle import (
     Policy,
     Purpose,
     Ready,
+    Recovered,
     Refused,
     Release,
     Restart,
@@ -639,7 +642,7 @@ def test_events_of_a_dead_invocation_change_nothing() -> None:
         for other in ("0" * 16, "f" * 16):
             stale: list[Event] = [
                 Hang(other, "x"), Spawned(other, 1), Refused(other, "x"), Ready(other), Beat(other, 1e9),
-                Excused(other), Ended(other, 1),
+                Excused(other), Ended(other, 1), Recovered(other, "x"), Extend(other, 1e9), Interval(other, 9.0),
             ]  # fmt: skip
             assert {type(e) for e in stale} == {kind for kind in TABLE if issubclass(kind, Of)}
             for event in stale:
