@@ -98,6 +98,7 @@ def _units(units: Iterable[Json]) -> Iterator[Metric]:
     state = GaugeMetricFamily("agentd_unit_state", "1 for the state that the unit is in.", labels=["unit", "state"])
     activity = GaugeMetricFamily("agentd_unit_activity", "1 for what a running unit does.", labels=["unit", "activity"])
     ready = GaugeMetricFamily("agentd_unit_ready", "1 while the unit is ready to receive.", labels=["unit"])
+    alarmed = GaugeMetricFamily("agentd_unit_alarmed", "1 while it hangs and on_hang is alarm.", labels=["unit"])
     for unit in units:
         name = str(unit["name"])
         for word in STATES:
@@ -105,7 +106,8 @@ def _units(units: Iterable[Json]) -> Iterator[Metric]:
         for word in ACTIVITIES if unit.get("activity") else ():
             activity.add_metric([name, word], unit.get("activity") == word)
         ready.add_metric([name], bool(unit.get("ready", unit.get("state") == "running")))
-    yield from (state, activity, ready)
+        alarmed.add_metric([name], bool(unit.get("alarm")))
+    yield from (state, activity, ready, alarmed)
     for metric, kind, key, text in UNIT_NUMBERS:
         family = kind(metric, text, labels=["unit"])  # type: ignore[call-arg]
         for unit in units:

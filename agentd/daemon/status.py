@@ -57,8 +57,12 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "holding": _holding(router),
         "call": _call(gateway, life.invocation),
         "log_dropped": supervisor.losses.get(agent.name, {}).get("dropped", 0),
-        "warnings": [*agent.warnings, *_lost(supervisor.losses.get(agent.name))],
+        "warnings": [*agent.warnings, *_alarm(life.alarm), *_lost(supervisor.losses.get(agent.name))],
     }
+
+
+def _alarm(text: str | None) -> list[str]:
+    return [f"it hangs, and on_hang is alarm: {text}"] if text else []
 
 
 SYSTEM = {

@@ -3,9 +3,9 @@
 Five witnesses are heard, because none of them could decide alone: the heartbeat and the output (keeper), the messages
 in hand (router), the model calls under way (gateway), and the unit's own probe. Waiting for a slow model, whose bytes
 move or whose silence is within the cap, is thinking and never hung, even where the waiting blocks the loop that beats;
-what the unit owes counts anew from the end of such a wait. Each verdict names the next moment at which it may change without
-any news: nobody has to look before. All times are CLOCK_MONOTONIC seconds. Nothing is done here: the daemon tells
-``lifecycle`` (thinking: Excused; hung by anything but the heartbeat, which it counts itself: Hang).
+what the unit owes counts anew from the end of such a wait. Each verdict names the next moment at which it may change
+without any news: nobody has to look before. All times are CLOCK_MONOTONIC seconds. Nothing is done here: the daemon
+tells ``lifecycle`` (thinking: Excused; hung by anything but the heartbeat, which it counts itself: Hang).
 """
 
 from __future__ import annotations

@@ -664,10 +664,10 @@ def test_policy_of_a_unit() -> None:
                 "policy": "on-failure", "delay": "3s", "max_delay": "4s", "burst": 5, "window": "6s",
                 "healthy_after": "7s", "parked_delay": "8s",
             },
-            "liveness": {"heartbeat": "9s"},
+            "liveness": {"heartbeat": "9s", "on_hang": "abort"},
         }
     )  # fmt: skip
-    assert Policy.of(unit) == Policy("notify", "on-failure", 3, 4, 5, 6, 7, 8, "SIGINT", 1, 2, 9)
+    assert Policy.of(unit) == Policy("notify", "on-failure", 3, 4, 5, 6, 7, 8, "SIGINT", 1, 2, 9, "abort")
 
 
 def test_down_is_what_does_not_come_back_by_itself() -> None:
