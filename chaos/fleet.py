@@ -131,7 +131,7 @@ class Fleet:
     def left_over(self) -> list[str]:
         """Processes and cgroups that carry this fleet's name."""
         name = "agentd-" + hashlib.sha256(os.fsencode(self.runtime.absolute())).hexdigest()[:10]
-        found = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{name}")]
+        found = [f"{where}/{name}" for where, inside, _ in os.walk("/sys/fs/cgroup") if name in inside]
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
                 if entry.name.isdigit() and os.fsencode(self.runtime) in (entry / "environ").read_bytes():

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fleet import Fleet, fleet, shared_stage
+from tests.fleet import CONFIG, Fleet, fleet, shared_stage
 from tests.waiting import wait_until
 
 SLEEPER = '[agent]\nexec = ["sleep", "1000"]\n'
@@ -229,3 +229,67 @@ def test_a_stopped_daemon_is_replaced_and_touches_nobody(short_dir: Path) -> Non
         f.settle()
         assert {u["name"]: u["pid"] for u in f.status()["units"]} == before
         assert "has not been heard for 3 s" in f.tail() or "has not been heard" in f.log.read_text()
+
+
+CALLER = """
+import json, os, socket, urllib.request
+def tell(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.sendto(text, os.environ["NOTIFY_SOCKET"])
+tell(b"READY=1")
+body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+head = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+urllib.request.urlopen(urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, head))
+"""
+
+
+def test_a_silent_model_call_is_acted_on_and_a_slow_one_is_not(short_dir: Path) -> None:
+    """A call silent beyond llm.silence is a hang though nothing new is heard; within it a unit may even miss beats."""
+    (short_dir / "caller.py").write_text(CALLER)
+    with socket.socket() as model:
+        model.bind(("127.0.0.1", 0))
+        model.listen(16)
+        where = f"http://127.0.0.1:{model.getsockname()[1]}/v1"
+        upstream = f'[[upstream]]\nname = "mute"\ndialect = "openai"\nbase_url = "{where}"\nmodels = ["m"]\n'
+        unit = f'[agent]\ntype = "notify"\nexec = ["python3", "{short_dir}/caller.py"]\n'
+        stuck = f'{unit}[llm]\nsilence = "1s"\n'
+        patient = f'{unit}[llm]\nsilence = "1h"\n[liveness]\nheartbeat = "1s"\nprogress = "1s"\n'
+        with fleet(short_dir, {"stuck": stuck, "patient": patient}, CONFIG + upstream) as f:
+            before = f.wait("patient", activity="thinking")
+            last = f.wait("stuck", state="running", restarts=2)["last"]
+            assert last["cause"] == "hung"
+            assert last["text"].startswith("model call silent for 1")
+            assert 1.0 < last["ran"] < 4.0
+            assert f.unit("patient")["activity"] == "thinking"
+            assert (f.unit("patient")["pid"], f.unit("patient")["restarts"]) == (before["pid"], 0)
+
+
+ASKER = """
+import os, socket, sys, time
+def tell(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.sendto(text, os.environ["NOTIFY_SOCKET"])
+tell(b"EXTEND_TIMEOUT_USEC=10000000")
+time.sleep(1.5)
+tell(b"READY=1")
+if os.path.exists("again"):
+    time.sleep(1000)
+open("again", "w").close()
+tell(b"WATCHDOG=1\\nWATCHDOG_USEC=300000")
+if len(sys.argv) > 1:
+    tell(b"WATCHDOG=trigger")
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("more", ["", ', "trigger"'])
+def test_what_a_unit_asks_for_over_notify_is_done(short_dir: Path, more: str) -> None:
+    """EXTEND_TIMEOUT_USEC outlives start_timeout, WATCHDOG_USEC shortens the heartbeat, WATCHDOG=trigger is a hang."""
+    (short_dir / "asker.py").write_text(ASKER)
+    unit = f'[agent]\ntype = "notify"\nstart_timeout = "1s"\nexec = ["python3", "{short_dir}/asker.py"{more}]\n'
+    with fleet(short_dir, {"a": f'{unit}[liveness]\nheartbeat = "1h"\n'}) as f:
+        last = f.wait("a", state="running", restarts=1)["last"]
+        assert last["cause"] == "hung"
+        wanted = "it called for help" if more else "no heartbeat for 0.3s"
+        assert last["text"].startswith(wanted)
+        assert any("more to start" in record["reason"] for record in f.records(unit="a", kind="unit.extended"))
