@@ -94,7 +94,8 @@ class Watch:
         if agent.unit is None:
             return False
         found = self.verdict(agent)
-        return self._blind(time.monotonic()) or (found is not None and found.activity is Activity.thinking)
+        unknown = self._blind(time.monotonic()) and not agent.life.mute
+        return unknown or (found is not None and found.activity is Activity.thinking)
 
     def drop(self, agent: Agent) -> None:
         """Forget what was seen of it."""

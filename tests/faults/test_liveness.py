@@ -138,7 +138,10 @@ def test_abort_of_what_does_not_answer_ends_in_the_kill(short_dir: Path) -> None
     unit = _agent(short_dir, heartbeat="500ms", more='on_hang = "abort"')
     with fleet(short_dir, {"a": unit}) as f:
         os.kill(f.unit("a")["pid"], signal.SIGSTOP)
-        assert f.wait("a", state="running", restarts=1)["last"]["signal"] in ("SIGKILL", "SIGABRT")
+        assert f.wait("a", state="running", restarts=1)["last"]["signal"] == "SIGKILL"
+        assert f.records(unit="a", kind="unit.dumped")
+        (killed,) = f.records(unit="a", kind="unit.killed")
+        assert killed["reason"].startswith("still there 3")
 
 
 def test_alarm_tells_once_and_touches_nothing(short_dir: Path) -> None:
