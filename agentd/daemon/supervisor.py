@@ -21,7 +21,7 @@ from agentd.daemon.links import Links, conclusions
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
 from agentd.daemon.watch import Watch
-from agentd.errors import AgentdError, NoSuchUnit
+from agentd.errors import AgentdError, NoSuchUnit, TooLate
 from agentd.host.dump import add_last_words, dump
 from agentd.host.keeper import Keeper
 from agentd.keeper.plan import Process
@@ -321,6 +321,8 @@ class Supervisor:
         while True:
             try:
                 await self.keeper.alive(ALIVE_WITHIN)
+            except TooLate:
+                continue  # it was stopped itself, or has its hands full
             except AgentdError:
                 return  # a keeper that does not know this, or that is gone: then so are we
             await asyncio.sleep(ALIVE_EVERY)
