@@ -54,6 +54,7 @@ def _facts(unit: Json, now: float) -> Iterator[tuple[str, str]]:
         ("usage", _usage(unit)),
         ("restarts", _restarts(unit)),
         ("last end", _last(unit.get("last"), unit.get("reason"), now)),
+        ("dump", line(unit.get("dump") or "")),
         ("started", _started(unit, now)),
         ("type", line(unit.get("type") or "")),
         ("file", line(unit.get("file") or "")),

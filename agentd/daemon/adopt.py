@@ -15,7 +15,20 @@ from agentd.daemon.agent import Agent
 from agentd.daemon.supervisor import Supervisor
 from agentd.errors import AgentdError
 from agentd.keeper.plan import Process
-from agentd.model.lifecycle import LIVE, Beat, Cause, Deadline, Ended, Ending, Life, Policy, Ready, Spawned
+from agentd.model.lifecycle import (
+    LIVE,
+    Beat,
+    Cause,
+    Deadline,
+    Ended,
+    Ending,
+    Extend,
+    Interval,
+    Life,
+    Policy,
+    Ready,
+    Spawned,
+)
 from agentd.model.unit import SYSTEM_UNITS, Unit
 
 Json = dict[str, Any]
@@ -63,6 +76,7 @@ def _restore(
     agent.correlation = blob.get("correlation")
     if degraded := blob.get("degraded"):
         supervisor.dependencies.degraded[name] = tuple(map(str, degraded))  # told already: once for each change
+    agent.dump = str(blob.get("dump", ""))
     _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:
         supervisor.background(supervisor.release(process))
@@ -115,12 +129,17 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
     agent.post(Spawned(invocation, process.pid, process.started))
     if process.ready is not None:
         agent.post(Ready(invocation))
+    if "interval" in process.extra:
+        agent.post(Interval(invocation, process.extra["interval"]))
+    if "extended" in process.extra:
+        agent.post(Extend(invocation, process.extra["extended"]))
     if process.beat is not None:
         agent.post(Beat(invocation, process.beat))
     if process.ended is not None:
         supervisor.end(agent, Ended(invocation, process.exit, process.ended))
     agent.post(Deadline())
     agent.arm()
+    supervisor.judge_soon(agent)
 
 
 async def _end(supervisor: Supervisor, process: Process, known: bool = False) -> None:

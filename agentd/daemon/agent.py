@@ -26,6 +26,7 @@ from agentd.daemon.ports import new_chain
 from agentd.errors import AgentdError, Conflict, NotActive, SpawnFailed, TooLate, Unavailable
 from agentd.keeper.plan import Process
 from agentd.model.lifecycle import (
+    Abort,
     Asked,
     Beat,
     Deadline,
@@ -75,8 +76,10 @@ class World(Protocol):
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None: ...
     async def kill(self, agent: Agent, invocation: str) -> None: ...
     def guard(self, task: asyncio.Task[None]) -> None: ...
-    async def beat(self, agent: Agent) -> float | None: ...
-    def thinking(self, agent: Agent) -> bool: ...
+    async def abort(self, agent: Agent, invocation: str) -> None: ...
+    async def stamps(self, agent: Agent) -> tuple[float | None, float | None]: ...
+    def excused(self, agent: Agent) -> bool: ...
+    def judge(self, agent: Agent, output: float | None) -> None: ...
 
 
 class Agent:
@@ -98,7 +101,10 @@ class Agent:
         self.spawning: str | None = None
         """The invocation whose spawn is on its way to the keeper."""
         self._world = world
-        self._effects: asyncio.Queue[Spawn | Signal | Kill] = asyncio.Queue()
+        self.dump = ""
+        """Where the stacks of its last hang are written down."""
+        self._effects: asyncio.Queue[Spawn | Signal | Kill | Abort] = asyncio.Queue()
+        self._next_look: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(self._execute(), name=f"agent {name}")
         self._look: asyncio.Task[None] | None = None
@@ -137,6 +143,18 @@ class Agent:
         """Arm the timer for a life that was not made by ``post``."""
         self._arm()
 
+    def look_at(self, moment: float | None) -> None:
+        """Have it judged at this moment (monotonic), or only when something new is heard."""
+        if moment != self._next_look:
+            self._next_look = moment
+            self._arm()
+
+    def look(self) -> None:
+        """Read its stamps and have it judged now."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._look_and_judge(), name=f"look at {self.name}")
+            self._world.guard(self._look)
+
     async def close(self) -> None:
         """Stop carrying events. The process goes on."""
         if self._timer is not None:
@@ -158,32 +176,34 @@ class Agent:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.life.deadline is not None:
-            self._timer = asyncio.get_running_loop().call_at(self.life.deadline, self._due)
+        moments = [moment for moment in (self.life.deadline, self._next_look) if moment is not None]
+        if moments:
+            self._timer = asyncio.get_running_loop().call_at(min(moments), self._due)
 
     def _due(self) -> None:
-        """The deadline came. A heartbeat is looked up first: stamps stay with the keeper until they matter."""
-        self._timer = None
-        if self.life.phase is Phase.running and self.policy.heartbeat is not None:
-            self._look = asyncio.create_task(self._look_and_judge(), name=f"beat {self.name}")
-            self._world.guard(self._look)
+        """A deadline came. Of what runs the stamps are read first: they stay with the keeper until they matter."""
+        self._timer = self._next_look = None
+        if self.life.phase is Phase.running:
+            self.look()
         else:
             self.post(Deadline())
 
     async def _look_and_judge(self) -> None:
         invocation = self.life.invocation
         try:
-            at = await self._world.beat(self)
+            beat, output = await self._world.stamps(self)
         except (Unavailable, TooLate):
             # No answer, no judgement. A keeper that is away is followed by adoption; a busy one is asked again.
             self._timer = asyncio.get_running_loop().call_later(ASK_AGAIN, self._due)
             return
         if invocation is not None:
-            if at is not None:
-                self.post(Beat(invocation, at))
-            if self._world.thinking(self):
+            if beat is not None:
+                self.post(Beat(invocation, beat))
+            if self._world.excused(self):
                 self.post(Excused(invocation))
         self.post(Deadline())
+        self._world.judge(self, output)
+        self._arm()
 
     async def _execute(self) -> None:
         while True:
@@ -196,7 +216,7 @@ class Agent:
                 if isinstance(effect, Spawn):
                     raise  # it may run or not: the next daemon finds out
 
-    async def _do(self, effect: Spawn | Signal | Kill) -> None:
+    async def _do(self, effect: Spawn | Signal | Kill | Abort) -> None:
         match effect:
             case Spawn(invocation):
                 try:
@@ -208,6 +228,8 @@ class Agent:
                 await self._world.signal(self, invocation, signal)
             case Kill(invocation):
                 await self._world.kill(self, invocation)
+            case Abort(invocation):
+                await self._world.abort(self, invocation)
 
     async def _spawn(self, invocation: str) -> None:
         try:

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from agentd.model.lifecycle import Hang, Hold, Life, Phase, Policy, Release, Stop
-from agentd.model.liveness import Activity, Call, Held, Pulse, Verdict, activity
+from agentd.model.lifecycle import Hold, Life, Release, Stop
+from agentd.model.liveness import Call, Held
 from agentd.model.quantity import show_count
 from agentd.model.unit import Unit
 from agentd.wire.facts import Change, Client
@@ -21,27 +21,21 @@ from agentd.wire.facts import Change, Client
 Json = dict[str, Any]
 
 
-def verdict(unit: Unit, life: Life, router: Json, gateway: Json, now: float) -> Verdict:
-    """What a running unit is doing, as far as its neighbours know."""
+def known(invocation: str | None, router: Json, gateway: Json) -> tuple[list[Held], list[Call], str | None]:
+    """What an invocation holds, its model calls, and the message that is overdue with it."""
     late = router.get("overdue")
-    return activity(
-        now,
-        pulse=Pulse.of(life, Policy.of(unit)),
-        held=[Held(h["message"], h["since"], h.get("progress") or h["since"]) for h in router.get("held", ())],
-        calls=[
-            Call(c["started"], c.get("last_byte"), bool(c.get("parked")))
-            for c in gateway.get("calls", ())
-            if c.get("invocation") == life.invocation
-        ],
-        cap=unit.llm.silence,
-        deadline=unit.bus.deadline,
-        overdue=late[1] if late and late[0] == life.invocation else None,
-    )
+    held = [Held(h["message"], h["since"], h.get("progress") or h["since"]) for h in router.get("held", ())]
+    calls = [
+        Call(c["started"], c.get("last_byte"), bool(c.get("parked")))
+        for c in gateway.get("calls", ())
+        if c.get("invocation") == invocation
+    ]
+    return held, calls, late[1] if late and late[0] == invocation else None
 
 
-def conclusions(unit: Unit, life: Life, router: Json, gateway: Json, now: float) -> list[Hold | Release | Hang | Stop]:
-    """The events that the neighbours' present facts ask for."""
-    events: list[Hold | Release | Hang | Stop] = []
+def conclusions(unit: Unit, life: Life, gateway: Json) -> list[Hold | Release | Stop]:
+    """The events that the gateway's present facts ask for."""
+    events: list[Hold | Release | Stop] = []
     spent = gateway.get("exhausted")
     if spent and unit.budget.on_exhausted == "stop" and life.wanted:
         events.append(Stop("gateway", _spent(spent)))
@@ -49,11 +43,6 @@ def conclusions(unit: Unit, life: Life, router: Json, gateway: Json, now: float)
         events.append(Hold(_spent(spent)))
     elif gateway and not spent and life.hold is not None:  # before it has spoken, silence is no release
         events.append(Release("its budget has room again"))
-    late = router.get("overdue")
-    if late and late[0] == life.invocation and life.phase is Phase.running:
-        found = verdict(unit, life, router, gateway, now)
-        if found.activity is Activity.hung:
-            events.append(Hang(late[0], found.reason))
     return events
 
 

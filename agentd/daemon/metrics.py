@@ -103,6 +103,7 @@ def _units(units: Iterable[Json]) -> Iterator[Metric]:
     activity = GaugeMetricFamily("agentd_unit_activity", "1 for what a running unit does.", labels=["unit", "activity"])
     ready = GaugeMetricFamily("agentd_unit_ready", "1 while the unit is ready to receive.", labels=["unit"])
     degraded = GaugeMetricFamily("agentd_unit_degraded", "Units that it needs and that are gone.", labels=["unit"])
+    alarmed = GaugeMetricFamily("agentd_unit_alarmed", "1 while it hangs and on_hang is alarm.", labels=["unit"])
     for unit in units:
         name = str(unit["name"])
         if not unit.get("system"):
@@ -112,7 +113,8 @@ def _units(units: Iterable[Json]) -> Iterator[Metric]:
         for word in ACTIVITIES if unit.get("activity") else ():
             activity.add_metric([name, word], unit.get("activity") == word)
         ready.add_metric([name], bool(unit.get("ready", unit.get("state") == "running")))
-    yield from (state, activity, ready, degraded)
+        alarmed.add_metric([name], bool(unit.get("alarm")))
+    yield from (state, activity, ready, degraded, alarmed)
     for metric, kind, key, text in UNIT_NUMBERS:
         family = kind(metric, text, labels=["unit"])  # type: ignore[call-arg]
         for unit in units:

@@ -29,11 +29,14 @@ from agentd.host.reach import EXECUTE, closed_component
 from agentd.host.stage import Stage, ours
 from agentd.keeper.plan import Listener
 from agentd.model.lifecycle import Policy
+from agentd.model.probe import Probe
 from agentd.model.unit import Unit
 
 Json = dict[str, Any]
 
 HEARTBEAT = 3.0
+BUS_INTERVAL, BUS_TIMEOUT = 1.0, 1.7
+"""Together less than three seconds: so long may the bus be hung before it is found."""
 """Seconds: the longest silence of router and gateway."""
 
 
@@ -171,6 +174,15 @@ class Spawning:
         if name == "bus":
             return Policy.system(type="simple")
         return Policy.system(heartbeat=HEARTBEAT)
+
+    def probe(self, agent: Agent) -> Probe | None:
+        """What is asked of a unit to see whether it is well. Router and gateway beat instead."""
+        if agent.unit is not None:
+            return agent.unit.liveness.probe
+        if agent.name != "bus":
+            return None
+        where = f"127.0.0.1:{self.nats_port()}"
+        return Probe(tcp=where, expect="INFO", interval=BUS_INTERVAL, timeout=BUS_TIMEOUT, failures=1)
 
     def _system(self, name: str) -> System:
         return {"bus": self._bus, "router": self._router, "gateway": self._gateway}[name]()

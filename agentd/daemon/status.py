@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 from agentd.daemon.agent import Agent
-from agentd.daemon.links import verdict
 from agentd.daemon.supervisor import Supervisor
 from agentd.host import usage
 from agentd.model.lifecycle import Ending, Phase
@@ -29,7 +28,7 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
     """UnitStatus of api/API.md."""
     life, unit = agent.life, agent.unit
     router, gateway = supervisor.links.of(agent.name)
-    doing = _doing(agent, router, gateway)
+    doing = supervisor.watch.verdict(agent) if unit is not None else None
     return {
         "name": agent.name,
         "system": unit is None,
@@ -50,6 +49,8 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "ready": life.ready,
         "beat_age": None if life.beat is None else round(time.monotonic() - life.beat, 3),
         "status": supervisor.statuses.get(agent.name, ""),
+        "alarm": life.alarm,
+        "dump": agent.dump or None,
         **_numbers(supervisor, agent),
         "level": agent.level,
         "waits": agent.life.waiting or supervisor.dependencies.queued(agent.name),
@@ -61,10 +62,15 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "log_dropped": supervisor.losses.get(agent.name, {}).get("dropped", 0),
         "warnings": [
             *agent.warnings,
+            *_alarm(life.alarm),
             *_lost(supervisor.losses.get(agent.name)),
             *supervisor.dependencies.laments(agent.name),
         ],
     }
+
+
+def _alarm(text: str | None) -> list[str]:
+    return [f"it hangs, and on_hang is alarm: {text}"] if text else []
 
 
 SYSTEM = {
@@ -72,12 +78,6 @@ SYSTEM = {
     "router": "delivers messages between agents",
     "gateway": "proxy to the models: keys, budgets, metering",
 }
-
-
-def _doing(agent: Agent, router: Json, gateway: Json) -> Verdict | None:
-    if agent.unit is None or agent.life.phase is not Phase.running:
-        return None
-    return verdict(agent.unit, agent.life, router, gateway, time.monotonic())
 
 
 def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None, router: Json) -> str:

@@ -13,19 +13,36 @@ import signal as signals
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from agentd.daemon.agent import Agent
 from agentd.daemon.dependencies import Dependencies, Stopping
-from agentd.daemon.links import Links, conclusions, verdict
+from agentd.daemon.links import Links, conclusions
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
+from agentd.daemon.watch import Watch
 from agentd.errors import AgentdError, NoSuchUnit, NotActive, TooLate, Unavailable
+from agentd.host.dump import add_last_words, dump
 from agentd.host.keeper import Keeper
 from agentd.host.witness import Witness
 from agentd.keeper.plan import Process
-from agentd.model.lifecycle import LIVE, Asked, Ended, Ending, Life, Note, Now, Phase, Policy, Ready, Stop
-from agentd.model.liveness import Activity
+from agentd.model.lifecycle import (
+    LIVE,
+    Asked,
+    Ended,
+    Ending,
+    Extend,
+    Hang,
+    Interval,
+    Life,
+    Note,
+    Now,
+    Phase,
+    Policy,
+    Ready,
+    Stop,
+)
 from agentd.model.ordering import stop_order
 from agentd.model.unit import Unit
 from agentd.store.journal import Journal
@@ -39,6 +56,12 @@ T = TypeVar("T")
 SPAWNS_AT_ONCE = 8
 """Spawns that the keeper is asked for at once. First starts and restarts have a bound each, so that a crash does not
 wait for a fleet that starts; agentd's own units wait for nobody."""
+DUMP_WITHIN = 1.0
+"""Seconds that writing down the stacks of a hung unit may delay its SIGABRT."""
+ALIVE_EVERY = 1.0
+"""Seconds between two words to the keeper that supervision turns."""
+ALIVE_WITHIN = 3.0
+"""Seconds without such a word after which the keeper kills the daemon."""
 STOP_MARGIN = 10.0
 """Seconds that stopping everything may take beyond the units' own stop_timeout."""
 
@@ -55,6 +78,7 @@ class Supervisor:
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
         self.dependencies = Dependencies(self.agents, self, limit=spawning.config.fleet.parallel_starts)
+        self.watch = Watch(self.links, self.guard, spawning.probe)
         self.stopping = False
         self.starting = True
         self.on_defect: Callable[[BaseException], None] = _raise
@@ -127,6 +151,7 @@ class Supervisor:
         agent = self.agents.pop(name)
         self.dependencies.drop(name)
         self.facts.drop(f"unit/{name}")
+        self.watch.drop(agent)
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
         self.losses.pop(name, None)
@@ -220,6 +245,7 @@ class Supervisor:
     async def close(self) -> None:
         """Stop supervising; the processes go on."""
         await self.links.close()
+        await self.watch.close()
         for agent in self.agents.values():
             await agent.close()
         for task in self._tasks:
@@ -246,6 +272,7 @@ class Supervisor:
         """What it means for those that depend on it, or wait for a turn."""
         if agent.life.phase is not before.phase or agent.life.ready != before.ready:
             self.dependencies.changed(agent)
+            self.judge_soon(agent)
 
     def told(self, agent: Agent) -> None:
         """Something that the facts say of this unit is different, though not its life."""
@@ -301,10 +328,6 @@ class Supervisor:
         """Kill its whole tree."""
         await self._answered(self.keeper.kill(agent.name, invocation))
 
-    async def beat(self, agent: Agent) -> float | None:
-        """The keeper's stamp of its last heartbeat."""
-        return (await self._answered(self.keeper.beats())).get(agent.name)
-
     async def _answered(self, asked: Awaitable[T]) -> T:
         """The keeper's answer. One that stays away is a lost keeper: what it did of it, its next snapshot tells."""
         keeper = self.keeper
@@ -314,12 +337,53 @@ class Supervisor:
             keeper.give_up()
             raise Unavailable(str(error)) from error
 
-    def thinking(self, agent: Agent) -> bool:
-        """Whether a model call of its moves: then silence is no hang."""
-        if agent.unit is None:
-            return False
-        doing = verdict(agent.unit, agent.life, *self.links.of(agent.name), time.monotonic())
-        return doing.activity is Activity.thinking
+    async def abort(self, agent: Agent, invocation: str) -> None:
+        """Write its stacks down, then send SIGABRT. That they cannot be written delays nothing."""
+        process, reason = agent.process, agent.life.reason
+        if process is not None:
+            directory = self.spawning.config.state / "dumps"
+            work = asyncio.to_thread(dump, directory, agent.name, invocation, process.pid, reason)
+            try:
+                path = await asyncio.wait_for(work, DUMP_WITHIN)
+            except (OSError, TimeoutError) as error:
+                self._log.warning("unit.undumped", unit=agent.name, error=str(error))
+            else:
+                agent.dump = str(path)
+                named = {"unit": agent.name, "invocation": invocation, "correlation": agent.correlation}
+                self.record({"kind": "unit.dumped", **named, "reason": agent.dump})
+        await self._answered(self.keeper.signal(agent.name, invocation, signals.SIGABRT))
+
+    async def stamps(self, agent: Agent) -> tuple[float | None, float | None]:
+        """The keeper's stamps of its last heartbeat and its last output; none where nobody asks for them."""
+        asked = agent.policy.heartbeat is not None or (agent.unit is not None and agent.unit.liveness.progress)
+        return await self._answered(self.keeper.stamps(agent.name)) if asked else (None, None)
+
+    def excused(self, agent: Agent) -> bool:
+        """Whether its silence is no hang just now: a model call of its moves."""
+        return self.watch.excused(agent)
+
+    def judge(self, agent: Agent, output: float | None) -> None:
+        """Its stamps were read: this is when it last printed."""
+        self.watch.judge(agent, output, fresh=True)
+
+    def judge_soon(self, agent: Agent) -> None:
+        """Have it judged once what happens now is over."""
+
+        def judge() -> None:
+            if self.agents.get(agent.name) is agent:
+                self.watch.judge(agent)
+
+        asyncio.get_running_loop().call_soon(judge)
+
+    async def stay_alive(self) -> None:
+        """Tell the keeper again and again that supervision turns: a daemon that stops doing so is killed by it.
+
+        Each keeper anew: one that is away is followed by another, which expects nothing until it is told.
+        """
+        while True:
+            with suppress(AgentdError):  # away; or does not know this; or late: it was stopped itself
+                await self.keeper.alive(ALIVE_WITHIN)
+            await asyncio.sleep(ALIVE_EVERY)
 
     # --- what the world reports ---------------------------------------------------------------------------------------
 
@@ -328,6 +392,12 @@ class Supervisor:
         match event["event"]:
             case "ready":
                 self._post(event["unit"], Ready(event["invocation"]))
+            case "extend":
+                self._post(event["unit"], Extend(event["invocation"], event["until"]))
+            case "interval":
+                self._post(event["unit"], Interval(event["invocation"], event["seconds"]))
+            case "trigger":
+                self._post(event["unit"], Hang(event["invocation"], "it called for help (WATCHDOG=trigger)"))
             case "status":
                 self.statuses[event["unit"]] = event.get("status", "")
             case "output":
@@ -341,6 +411,7 @@ class Supervisor:
         if left:
             text = f"processes {left} survived SIGKILL (uninterruptible sleep?)"
             self.record({"kind": "unit.left", "unit": process.unit, "invocation": process.invocation, "reason": text})
+        self._last_words(process)
         event = Ended(process.invocation, process.exit, process.ended)
         if (agent := self.agents.get(process.unit)) is not None:
             self.end(agent, event)
@@ -351,7 +422,21 @@ class Supervisor:
         chain = self.dependencies.ending(agent, event) if event.invocation == agent.life.invocation else None
         agent.post(event, chain)
 
-    def _post(self, unit: str, event: Ready) -> None:
+    def _last_words(self, process: Process) -> None:
+        """What it printed on its way out belongs to its dump."""
+        agent = self.agents.get(process.unit)
+        if agent is None or not agent.dump.endswith(f"-{process.invocation}.txt"):
+            return
+
+        async def add(path: Path, log: Path) -> None:
+            try:
+                await asyncio.to_thread(add_last_words, path, log)
+            except OSError as error:
+                self._log.warning("unit.undumped", unit=process.unit, error=str(error))
+
+        self.background(add(Path(agent.dump), self.spawning.log(process.unit)))
+
+    def _post(self, unit: str, event: Ready | Extend | Interval | Hang) -> None:
         if unit in self.agents:
             self.agents[unit].post(event)
 
@@ -368,8 +453,9 @@ class Supervisor:
             agent = self.agents.get(name)
             if agent is None or agent.unit is None:
                 continue
-            for event in conclusions(agent.unit, agent.life, *self.links.of(name), time.monotonic()):
+            for event in conclusions(agent.unit, agent.life, self.links.of(name)[1]):
                 agent.post(event)
+            self.watch.judge(agent)
         self._wake()
 
     async def _keep(self, owner: str, epoch: str, records: list[Json]) -> None:
@@ -414,6 +500,7 @@ class Supervisor:
             "level": agent.level,
             "correlation": agent.correlation,
             "degraded": list(self.dependencies.degraded.get(agent.name, ())),
+            "dump": agent.dump,
         }
 
     def send_blob(self, agent: Agent) -> None:
@@ -434,6 +521,7 @@ class Supervisor:
         """Begin to hear router and gateway."""
         for task in self.links.start():
             self.guard(task)
+        self.background(self.stay_alive())
 
     def guard(self, task: asyncio.Task[None]) -> None:
         """A task of supervision that fails is a defect of ours: the daemon ends, and the next one adopts what lives. A

@@ -76,9 +76,13 @@ class Fleet:
             "outputs": {name: asdict(unit.losses) for name, unit in self._units.items() if unit.losses.dropped},
         }
 
-    def beats(self) -> dict[str, float]:
-        """The last WATCHDOG=1 of each living unit that has sent one."""
-        return {u.name: u.stamps.beat for u in self._mains.values() if u.stamps.beat is not None}
+    def beats(self, name: str | None = None) -> Json:
+        """The last WATCHDOG=1, and the last output, of each living unit that has sent one; or of one unit only."""
+        units = [u for u in self._mains.values() if name is None or u.name == name]
+        return {
+            "beats": {u.name: u.stamps.beat for u in units if u.stamps.beat is not None},
+            "output": {u.name: u.printed for u in units if u.printed is not None},
+        }
 
     @property
     def lives(self) -> bool:
@@ -406,10 +410,15 @@ class Fleet:
             return
         row = unit.known()
         body: Json = {"event": event, "unit": row.unit, "invocation": row.invocation}
-        if event == "ready":
-            self._emit(body | {"at": row.ready})
-        else:
-            self._emit(body | {"at": unit.stamps.said, "status": row.status, "stopping": unit.stamps.stopping})
+        said = unit.stamps
+        more: dict[str, Json] = {
+            "ready": {"at": row.ready},
+            "extend": {"until": said.extended},
+            "interval": {"seconds": said.interval},
+            "trigger": {"at": said.trigger},
+        }
+        status = {"at": said.said, "status": row.status, "stopping": said.stopping, "reloading": said.reloading}
+        self._emit(body | more.get(event, status))
 
     def _clean(self) -> None:
         done, self._when_empty = self._when_empty, None

@@ -55,6 +55,7 @@ class Keeper:
         self._fleet.on_parents = self._write
         if self._slot:
             self._slot.changed = self._write
+            self._server.on_alive = self._slot.alive
 
     def run(self) -> int:
         """Serve until told to end; the exit status."""
@@ -137,6 +138,8 @@ class Keeper:
         """A client came or went. Told to stop with nobody to do it in order, we do it ourselves."""
         if self._server.connected and self._slot:
             self._slot.greeted = True
+        if self._slot:
+            self._slot.unwatch()
         alone = self._slot is None or not self._fleet.lives
         if self._server.stopping and not self._server.connected and alone:
             self._end(lambda: None)

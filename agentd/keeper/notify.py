@@ -1,7 +1,8 @@
-"""The notify socket of one unit: READY, STATUS, STOPPING, WATCHDOG, stamped when they arrive.
+"""The notify socket of one unit: READY, STATUS, RELOADING, STOPPING, WATCHDOG and their kin, stamped when they arrive.
 
 Knows the sd_notify text form and its own socket, not what the stamps are used for. Identity is the socket: only
-the unit's uid can write to it.
+the unit's uid can write to it. Descriptors that come with a datagram are closed at once by the kernel, since no room is
+given for them: that is what BARRIER=1 waits for, and it comes after all that was said before.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ DATAGRAM = 4096
 PER_TURN = 256
 STATUS_LENGTH = 256
 RECEIVE_BUFFER = 1 << 20
+LONGEST_EXTENSION = 3600.0
+"""Seconds that one EXTEND_TIMEOUT_USEC= may ask for."""
 
 
 @dataclass(slots=True)
@@ -29,8 +32,16 @@ class Stamps:
     beat: float | None = None
     status: str = ""
     stopping: bool = False
+    reloading: bool = False
+    """Between RELOADING=1 and the next READY=1."""
     said: float | None = None
-    """When STATUS or STOPPING came last."""
+    """When STATUS, RELOADING or STOPPING came last."""
+    extended: float | None = None
+    """The moment until which EXTEND_TIMEOUT_USEC= asks for patience."""
+    interval: float | None = None
+    """Seconds: what WATCHDOG_USEC= asks for as the longest time between two beats."""
+    trigger: float | None = None
+    """When WATCHDOG=trigger came: it declares itself hung."""
 
     def take(self, datagram: bytes, now: float) -> bool:
         """Apply one datagram; False if it is garbage."""
@@ -46,8 +57,15 @@ class Stamps:
     def _assign(self, name: str, value: str, now: float) -> bool:
         if name == "WATCHDOG" and value == "1":
             self.beat = now
+        elif name == "WATCHDOG" and value == "trigger":
+            self.trigger = now if self.trigger is None else self.trigger
         elif name == "READY" and value == "1":
             self.ready = now if self.ready is None else self.ready
+            self.reloading = False
+        elif name == "RELOADING" and value == "1":
+            self.reloading, self.said = True, now
+        elif name in _TIMES:
+            return self._time(name, value, now)
         elif name == "STOPPING" and value == "1":
             self.stopping, self.said = True, now
         elif name == "STATUS":
@@ -57,7 +75,19 @@ class Stamps:
             return name in _HARMLESS
         return True
 
+    def _time(self, name: str, value: str, now: float) -> bool:
+        """A number of microseconds."""
+        if not (value.isascii() and value.isdecimal()) or len(value) > 18:
+            return False
+        seconds = int(value) / 1e6
+        if name == "EXTEND_TIMEOUT_USEC":
+            self.extended = now + min(seconds, LONGEST_EXTENSION)
+        elif seconds:
+            self.interval = seconds
+        return True
 
+
+_TIMES = frozenset({"EXTEND_TIMEOUT_USEC", "WATCHDOG_USEC"})
 _HARMLESS = frozenset(
     {
         "RELOADING",
@@ -66,8 +96,6 @@ _HARMLESS = frozenset(
         "MAINPID",
         "BARRIER",
         "MONOTONIC_USEC",
-        "WATCHDOG_USEC",
-        "EXTEND_TIMEOUT_USEC",
         "READY",
         "STOPPING",
         "WATCHDOG",

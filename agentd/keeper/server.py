@@ -123,6 +123,7 @@ class Server:
         self.epoch = os.urandom(8).hex()
         self.stopping = False
         self.on_client: Callable[[], None] = lambda: None
+        self.on_alive: Callable[[float], None] = lambda _: None
         self._loop, self._path, self._stop = loop, path, stop
         self._rev = 0
         self._client: Connection | None = None
@@ -258,7 +259,10 @@ class Server:
             case "release":
                 self.fleet.release(*_which(message))
             case "beats":
-                return {"now": time.monotonic(), "beats": self.fleet.beats()}
+                name = None if message.get("unit") is None else _field(message, "unit", str)
+                return {"now": time.monotonic(), **self.fleet.beats(name)}
+            case "alive":
+                self.on_alive(_seconds(message, "within"))
             case "blob":
                 text = None if message.get("text") is None else _field(message, "text", str)
                 self.fleet.set_blob(_field(message, "unit", str), text)
@@ -280,6 +284,15 @@ def _field(message: Json, name: str, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise Refused("bad", f"{message.get('do')}: {name} must be {kind.__name__}, not {value!r}")
     return value
+
+
+def _seconds(message: Json, name: str) -> float:
+    value = message.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
+        raise Refused(
+            "bad", f"{message.get('do')}: {name} must be seconds, more than 0 and at most 3600, not {value!r}"
+        )
+    return float(value)
 
 
 def _which(message: Json) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from agentd.keeper import pidfd, process
 from agentd.keeper.fleet import Fleet
-from agentd.keeper.loop import Loop, say
+from agentd.keeper.loop import Loop, Timer, say
 from agentd.keeper.tree import read_stat
 
 HEALTHY = 1.0
@@ -41,6 +41,7 @@ class Slot:
         self._loop, self._fleet, self._argv, self._env = loop, fleet, list(argv), env
         self._delay = FIRST_DELAY
         self._started = 0.0
+        self._watchdog: Timer | None = None
 
     def start(self) -> None:
         """Start it now, unless it is no longer wanted."""
@@ -93,6 +94,21 @@ class Slot:
         self._pidfd = -1
         self._exited(1 if code is None else code)
 
+    def alive(self, within: float) -> None:
+        """The daemon says that its supervision turns, and will say so again in this many seconds: else it is killed."""
+        self.unwatch()
+        self._watchdog = self._loop.after(within, lambda: self._silent(within))
+
+    def unwatch(self) -> None:
+        """Expect nothing any more, until it says so again: its connection went away, or it did."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _silent(self, within: float) -> None:
+        say(f"the daemon has not been heard for {within:g} s; killing it")
+        self.signal(signal.SIGKILL)
+
     def _fork(self) -> int:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -119,6 +135,7 @@ class Slot:
 
     def _exited(self, code: int) -> None:
         self.pid = None
+        self.unwatch()
         hopeless = code == BAD_INPUT and not self.greeted and not self._fleet.lives
         if not self.wanted or hopeless:
             self.wanted = False

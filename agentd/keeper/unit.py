@@ -29,7 +29,7 @@ Json = dict[str, Any]
 LAST_WORDS = 4096
 """Datagrams that are read at the end of an invocation, or dropped before the next."""
 STATUS_GAP = 0.1
-"""Seconds between two status events of one unit."""
+"""Seconds between two events of one unit about what it said, READY apart."""
 WRITE_GAP = 0.05
 """Seconds in which blobs, READY and STATUS gather before they are written for a next keeper. The daemon has them too,
 so only the death of both within that time can lose one."""
@@ -37,6 +37,11 @@ FIRST_FD = 3
 """Where the descriptors that a unit inherits begin."""
 LOSS_GAP = 1.0
 """Seconds between two output events of one unit."""
+ASKED = {"extend": "extended", "interval": "interval", "trigger": "trigger"}
+"""Events about what it asked for, and the stamps that they tell of."""
+
+_Status = tuple[str, bool, bool]
+_NOTHING: _Status = ("", False, False)
 
 
 class Unit:
@@ -71,7 +76,11 @@ class Unit:
         self._quiet: Timer | None = None
         """Runs after a status event; until then the next one waits."""
         self._told_ready = False
-        self._told_status = ("", False)
+        self._told_status: _Status = _NOTHING
+        self._told: dict[str, float | None] = {}
+        """What was told last of each of ASKED."""
+        self.printed: float | None = None
+        """When its output last moved."""
 
     @property
     def alive(self) -> bool:
@@ -153,6 +162,8 @@ class Unit:
             "plan": self.plan and self.plan.to_dict() | {"env": {}},
             "process": row and asdict(row),
             "stamps": asdict(self.stamps),
+            "told": self._told,
+            "printed": self.printed,
             "blob": self.blob,
             "adrift": self.adrift,
             "addresses": self._addresses,
@@ -170,6 +181,7 @@ class Unit:
         if state["process"]:
             self._remember(_process(state["process"]))
         self.stamps = Stamps(**{k: v for k, v in state["stamps"].items() if k in Stamps.__dataclass_fields__})
+        self._told, self.printed = state.get("told", self._told), state.get("printed")
         self.blob, self.adrift, self._pidfd = state["blob"], state["adrift"], state["pidfd"]
         self._addresses = state["addresses"]
         self.losses = Losses(**{k: v for k, v in state["losses"].items() if k in Losses.__dataclass_fields__})
@@ -193,8 +205,12 @@ class Unit:
         """An invocation that was known before us, and of which READY and STATUS were told."""
         named = (row.unit, row.invocation, row.pid, row.start_time, row.started)
         self.process = Process(*named, ended=row.ended, exit=row.exit)
-        self.stamps = Stamps(ready=row.ready, status=row.status)
-        self._told_ready, self._told_status = row.ready is not None, (row.status, bool(row.extra.get("stopping")))
+        said = row.extra
+        stopping, reloading = bool(said.get("stopping")), bool(said.get("reloading"))
+        asked = {field: said.get(field) for field in ("extended", "interval")}
+        self.stamps = Stamps(ready=row.ready, status=row.status, stopping=stopping, reloading=reloading, **asked)
+        self._told_ready, self._told_status = row.ready is not None, (row.status, stopping, reloading)
+        self._told = {event: asked.get(field) for event, field in ASKED.items()}
 
     def _reopen(self, plan: SpawnPlan) -> None:
         for action in (self._hear_again, self._open_output, self._relisten):
@@ -366,7 +382,8 @@ class Unit:
 
     def _fresh(self) -> None:
         """No invocation has said anything yet."""
-        self.stamps, self._told_ready, self._told_status = Stamps(), False, ("", False)
+        self.stamps, self._told_ready, self._told_status = Stamps(), False, _NOTHING
+        self._told, self.printed = {}, None
         if self._quiet:
             self._quiet.cancel()
             self._quiet = None
@@ -398,8 +415,12 @@ class Unit:
             return
         if self._output is None:
             self._output = OutputPipe(plan.output, plan.uid, plan.gid, self.losses, self._lost)
-            self._loop.watch_bulk(self._output.fileno(), self._output.pump)
+            self._loop.watch_bulk(self._output.fileno(), self._pump)
         self._output.give(plan.uid, plan.gid)
+
+    def _pump(self, quota: int) -> None:
+        if self._output is not None and self._output.pump(quota):
+            self.printed = time.monotonic()
 
     def _listen(self, plan: SpawnPlan) -> None:
         wanted = {x.name: x for x in plan.listeners}
@@ -426,11 +447,23 @@ class Unit:
             self._told_ready = True
             self._write_soon()
             self._said(self, "ready")
-        if (self.stamps.status, self.stamps.stopping) != self._told_status and self._quiet is None:
-            self._told_status = (self.stamps.status, self.stamps.stopping)
+        if self._quiet is not None:
+            return
+        told: list[str] = []
+        status = (self.stamps.status, self.stamps.stopping, self.stamps.reloading)
+        if status != self._told_status:
+            self._told_status = status
+            told.append("status")
+        for event, field in ASKED.items():
+            value = getattr(self.stamps, field)
+            if value is not None and value != self._told.get(event):
+                self._told[event] = value
+                told.append(event)
+        if told:
             self._quiet = self._loop.after(STATUS_GAP, self._again)
             self._write_soon()
-            self._said(self, "status")
+        for event in told:
+            self._said(self, event)
 
     def _again(self) -> None:
         """The gap is over: what was said meanwhile is told now."""
@@ -449,10 +482,13 @@ class Unit:
         self._counting = None
         self._lost()
 
-    def _extra(self) -> dict[str, int]:
-        counts = {
+    def _extra(self) -> dict[str, float]:
+        counts: dict[str, float | None] = {
             "adopted": self.adrift,
             "stopping": self.stamps.stopping,
+            "reloading": self.stamps.reloading,
+            "extended": self.stamps.extended,
+            "interval": self.stamps.interval,
             "output_dropped": self.losses.dropped,
             "notify_dropped": self._notify.dropped if self._notify else 0,
         }
@@ -498,7 +534,7 @@ def _process(row: Json) -> Process:
     return Process(**{name: value for name, value in row.items() if name in Process.__dataclass_fields__})
 
 
-def _stamped(base: Process, stamps: Stamps, extra: dict[str, int]) -> Process:
+def _stamped(base: Process, stamps: Stamps, extra: dict[str, float]) -> Process:
     return Process(
         base.unit,
         base.invocation,

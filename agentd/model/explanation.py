@@ -14,7 +14,9 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from agentd.model import quantity
-from agentd.model.unit import PLANNED, SECTIONS, Section, Unit
+from agentd.model.probe import probe_table
+from agentd.model.section import Section
+from agentd.model.unit import PLANNED, SECTIONS, Unit
 
 Host = Mapping[tuple[str, str], Any]
 """(section, key) → what this host made of a setting that the file left open."""
@@ -72,6 +74,9 @@ def as_written(value: Any, field: FieldInfo) -> Any:
         return None
     if isinstance(value, tuple | list):
         return [as_written(item, field) for item in value]
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        return {name: as_written(getattr(value, name), fields[name]) for name in sorted(value.model_fields_set)}
     kind = _amount(field)
     if kind is quantity.duration:
         return _duration(float(value))
@@ -116,6 +121,7 @@ def _kind(field: FieldInfo) -> str:
         quantity.size: "size",
         quantity.cpu: "CPUs",
         quantity.token_allowance: "tokens per window",
+        probe_table: "text or table",
     }
     text = str(field.annotation)
     amount = _amount(field)

@@ -135,6 +135,12 @@ class Life:
     """Why it may not run just now; a level that outlives phases."""
     awaits: str | None = None
     """Whom it has to wait for before it is spawned again; a level that outlives phases, and stops nothing that runs."""
+    alarm: str | None = None
+    """Why it counts as hung, where ``on_hang`` is alarm: told once, until it recovers."""
+    mute: bool = False
+    """The alarm is about missing beats: the next one ends it."""
+    interval: float | None = None
+    """The heartbeat limit that the process asked for itself (WATCHDOG_USEC=), instead of the policy's."""
     last: Ending | None = None
     reason: str = ""
     """Why it is in this phase."""
@@ -211,6 +217,7 @@ class Policy:
     """Longest run, from the spawn."""
     success: frozenset[int] = frozenset()
     """Exit codes, and negative signal numbers, that count as exit 0."""
+    on_hang: Literal["restart", "abort", "alarm"] = "restart"
     eager: bool = True
     """The first failure restarts at once, however short the run was."""
     jitter: bool = True
@@ -234,6 +241,7 @@ class Policy:
             heartbeat=unit.liveness.heartbeat,
             runtime_max=unit.agent.runtime_max,
             success=frozenset(map(_status, unit.restart.success)),
+            on_hang=unit.liveness.on_hang,
         )
 
     @classmethod
@@ -350,6 +358,27 @@ class Hang(Of):
 
 
 @dataclass(frozen=True, slots=True)
+class Recovered(Of):
+    """What it was found to hang over is gone: ends an alarm."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend(Of):
+    """EXTEND_TIMEOUT_USEC=: its start or stop takes longer; at least until this moment (monotonic)."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interval(Of):
+    """WATCHDOG_USEC=: from now on its heartbeat limit is this many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Spawned(Of):
     """The keeper runs it: the answer to Spawn, or what the snapshot says at adoption."""
 
@@ -396,7 +425,7 @@ class Ended(Of):
 
 Event = (
     Start | Stop | Restart | Hold | Release | Await | Proceed | Follow | Deadline
-    | Hang | Spawned | Refused | Ready | Beat | Excused | Ended
+    | Hang | Spawned | Refused | Ready | Beat | Excused | Ended | Recovered | Extend | Interval
 )  # fmt: skip
 
 
@@ -423,9 +452,16 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Abort:
+    """Keep a dump of its stacks, then send SIGABRT to the main process."""
+
+    invocation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A line for the journal: what happened, and why in words. ``kind`` is ``unit.<phase>`` for a change of phase, else
-    one of ``unit.ended spawned adopted killed wanted unwanted hold release waiting``."""
+    one of ``unit.ended spawned adopted killed wanted unwanted hold release waiting hung recovered extended``."""
 
     kind: str
     text: str
@@ -433,4 +469,4 @@ class Note:
     invocation: str | None = None
 
 
-Effect = Spawn | Signal | Kill | Note
+Effect = Spawn | Signal | Kill | Abort | Note

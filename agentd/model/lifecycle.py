@@ -33,6 +33,9 @@ Heartbeats do not travel as they come: when the deadline is due the daemon asks 
 Beat, or Excused where the unit waits for a model call that moves, and then Deadline. A beat only ever moves the
 deadline away, so that Deadline finds it in the future and does nothing.
 
+What a hang leads to is the policy's ``on_hang``: the kill; an Abort first, with ABORT_TIMEOUT for the program to leave
+its last words; or an alarm only, which is told once and lasts until the unit beats, or Recovered says so.
+
 A failure of a oneshot ends in ``failed``, unless its policy is ``on-failure``: then it is tried again.
 
 A run that lasts longer than runtime_max is asked to stop as an operator would do it, and its end is a failure (cause
@@ -63,6 +66,7 @@ from agentd.model.life import (
     DOWN,
     INNOCENT,
     LIVE,
+    Abort,
     Asked,
     Await,
     Beat,
@@ -73,9 +77,11 @@ from agentd.model.life import (
     Ending,
     Event,
     Excused,
+    Extend,
     Follow,
     Hang,
     Hold,
+    Interval,
     Kill,
     Life,
     Note,
@@ -86,6 +92,7 @@ from agentd.model.life import (
     Proceed,
     Purpose,
     Ready,
+    Recovered,
     Refused,
     Release,
     Restart,
@@ -98,11 +105,14 @@ from agentd.model.life import (
 from agentd.model.quantity import show_duration
 
 __all__ = [
-    "AT_FAULT", "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE", "Asked", "Await", "Beat", "Cause", "Deadline",
-    "Effect", "Ended", "Ending", "Event", "Excused", "Follow", "Hang", "Hold", "Kill", "Life", "Note", "Now", "Of",
-    "Phase", "Policy", "Proceed", "Purpose", "Ready", "Refused", "Release", "Restart", "Signal", "Spawn", "Spawned",
-    "Start", "Stop", "step",
+    "AT_FAULT", "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE", "Abort", "Asked", "Await", "Beat", "Cause", "Deadline",
+    "Effect", "Ended", "Ending", "Event", "Excused", "Extend", "Follow", "Hang", "Hold", "Interval", "Kill", "Life",
+    "Note", "Now", "Of", "Phase", "Policy", "Proceed", "Purpose", "Ready", "Recovered", "Refused", "Release", "Restart",
+    "Signal", "Spawn", "Spawned", "Start", "Stop", "step",
 ]  # fmt: skip
+
+ABORT_TIMEOUT = 3.0
+"""Seconds from SIGABRT until the whole tree is killed."""
 
 Step = tuple[Life, tuple[Effect, ...]]
 Rule = Callable[[Life, Any, Policy, Now], Step]
@@ -123,6 +133,7 @@ def step(life: Life, event: Event, policy: Policy, now: Now) -> Step:
 
 _NO_PROCESS: dict[str, Any] = {
     "invocation": None, "started": None, "ready": False, "beat": None, "purpose": None, "again": False,
+    "alarm": None, "mute": False, "interval": None,
 }  # fmt: skip
 
 
@@ -157,6 +168,8 @@ def _stop(life: Life, purpose: Purpose, reason: str, policy: Policy, now: Now, a
 def _end(life: Life, effects: tuple[Effect, ...], policy: Policy, now: Now) -> Step:
     """Do what the purpose of the stop asks for: a signal first, or the kill."""
     assert life.invocation is not None
+    if life.purpose is Purpose.hang and policy.on_hang == "abort":
+        return replace(life, deadline=now.mono + ABORT_TIMEOUT), (*effects, Abort(life.invocation))
     if life.purpose in BLAMED:
         return replace(life, deadline=_rekill(policy, now)), (*effects, Kill(life.invocation))
     ask = Signal(life.invocation, policy.stop_signal)
@@ -176,9 +189,10 @@ def _run(life: Life, reason: str, policy: Policy, now: Now, **changes: Any) -> S
 def _next(life: Life, at: float, policy: Policy) -> float | None:
     """The next moment that matters to a unit that runs and was alive at ``at``."""
     end = _end_of_run(life, policy)
-    if policy.heartbeat is None:
+    limit = heartbeat(life, policy)
+    if limit is None:
         return end
-    due = at + policy.heartbeat
+    due = at + limit
     return due if end is None else min(due, end)
 
 
@@ -319,14 +333,15 @@ def _spawned(life: Life, event: Spawned, policy: Policy, now: Now) -> Step:
     text = f"runs as pid {event.pid}"
     if policy.type != "notify":
         return _run(life, text, policy, now, started=started, ready=policy.type == "simple")
-    life = replace(life, started=started, deadline=started + policy.start_timeout)
+    due = started + policy.start_timeout
+    life = replace(life, started=started, deadline=due if life.deadline is None else max(due, life.deadline))
     return life, (Note("unit.spawned", f"{text}, not ready yet", invocation=life.invocation),)
 
 
 def _adopt(life: Life, event: Spawned, policy: Policy, now: Now) -> Step:
     """It is known to run: nobody could look at its beats meanwhile, so it gets one whole heartbeat."""
     note = Note("unit.adopted", f"runs as pid {event.pid}", invocation=life.invocation)
-    return _alive(life, now.mono, policy), (note,)
+    return _alive(life, (note,), now.mono, policy)
 
 
 def _stop_late(life: Life, event: Spawned, policy: Policy, now: Now) -> Step:
@@ -368,23 +383,77 @@ def _beat(life: Life, event: Beat, policy: Policy, now: Now) -> Step:
     at = min(event.at, now.mono)
     if life.beat is not None and at <= life.beat:
         return life, ()
-    return _alive(replace(life, beat=at), at, policy), ()
+    return _alive(*_unmuted(replace(life, beat=at), "it beats again"), at, policy)
 
 
 def _excused(life: Life, event: Excused, policy: Policy, now: Now) -> Step:
-    return _alive(life, now.mono, policy), ()
+    return _alive(*_unmuted(life, "it waits for a model"), now.mono, policy)
 
 
-def _alive(life: Life, at: float, policy: Policy) -> Life:
+def _unmuted(life: Life, text: str) -> Step:
+    """An alarm about missing beats is over."""
+    if not life.mute:
+        return life, ()
+    return replace(life, alarm=None, mute=False), (Note("unit.recovered", text, invocation=life.invocation),)
+
+
+def heartbeat(life: Life, policy: Policy) -> float | None:
+    """Longest time between two beats of this invocation; None: it owes none."""
+    return policy.heartbeat if policy.heartbeat is None or life.interval is None else life.interval
+
+
+def _interval(life: Life, event: Interval, policy: Policy, now: Now) -> Step:
+    """As the service manager's protocol has it: the new limit counts from now. A unit without a heartbeat gets none."""
+    if policy.heartbeat is None or event.seconds <= 0 or event.seconds == heartbeat(life, policy):
+        return life, ()
+    note = Note("unit.extended", f"asks for a heartbeat of {show_duration(event.seconds)}", invocation=life.invocation)
+    life = replace(life, interval=event.seconds)
+    due = _next(life, now.mono, policy) if life.phase is Phase.running else life.deadline
+    return replace(life, deadline=due), (note,)
+
+
+def _extend(life: Life, event: Extend, policy: Policy, now: Now) -> Step:
+    """Its start or stop takes longer. Not where it is killed for its own fault."""
+    if life.purpose in BLAMED or (life.phase is Phase.starting and policy.type != "notify"):
+        return life, ()
+    if life.phase is Phase.stopping and life.started is None:
+        return life, ()  # nothing was asked to stop yet
+    if life.deadline is not None and life.deadline >= event.until:
+        return life, ()
+    text = f"asks for {show_duration(max(0.0, event.until - now.mono))} more to {_DOING[life.phase]}"
+    return replace(life, deadline=event.until), (Note("unit.extended", text, invocation=life.invocation),)
+
+
+_DOING = {Phase.starting: "start", Phase.stopping: "stop"}
+
+
+def _alive(life: Life, notes: tuple[Effect, ...], at: float, policy: Policy) -> Step:
     """It was alive at that moment: the heartbeat counts from there, or from a later moment known before."""
     due = _next(life, at, policy)
     if due is None:
-        return life
-    return life if life.deadline is not None and life.deadline >= due else replace(life, deadline=due)
+        return life, notes
+    known = life.deadline is not None and life.deadline >= due
+    return (life if known else replace(life, deadline=due)), notes
 
 
 def _hang(life: Life, event: Hang, policy: Policy, now: Now) -> Step:
-    return (life, ()) if life.started is None else _stop(life, Purpose.hang, event.text, policy, now)
+    if life.started is None:
+        return life, ()
+    if policy.on_hang == "alarm":
+        return _alarm(life, event.text)
+    return _stop(life, Purpose.hang, event.text, policy, now)
+
+
+def _alarm(life: Life, text: str, **changes: Any) -> Step:
+    """It hangs, and nobody is to act but to tell: once."""
+    note = Note("unit.hung", f"{text}: alarm only", invocation=life.invocation)
+    return replace(life, alarm=life.alarm or text, **changes), () if life.alarm is not None else (note,)
+
+
+def _recovered(life: Life, event: Recovered, policy: Policy, now: Now) -> Step:
+    if life.alarm is None or life.mute:
+        return life, ()
+    return replace(life, alarm=None), (Note("unit.recovered", event.text, invocation=life.invocation),)
 
 
 def _ended(life: Life, event: Ended, policy: Policy, now: Now) -> Step:
@@ -452,10 +521,13 @@ def _silent(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
     if end is not None and now.mono >= end:
         text = f"ran longer than runtime_max = {show_duration(policy.runtime_max or 0.0)}"
         return _stop(life, Purpose.overrun, text, policy, now)
-    if policy.heartbeat is None:
+    limit = heartbeat(life, policy)
+    if limit is None:
         return replace(life, deadline=end), ()  # the unit was changed: it owes no beats any more
-    silence = now.mono - (life.deadline - policy.heartbeat)
-    return _stop(life, Purpose.hang, f"no heartbeat for {silence:.1f}s", policy, now)
+    text = f"no heartbeat for {now.mono - (life.deadline - limit):.1f}s"
+    if policy.on_hang == "alarm":  # then it is looked up again
+        return _alarm(life, text, mute=True, deadline=_next(life, now.mono, policy))
+    return _stop(life, Purpose.hang, text, policy, now)
 
 
 def _unstopped(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
@@ -547,6 +619,9 @@ TABLE: Mapping[type, Mapping[Phase, Rule]] = {
     Beat: {Phase.running: _beat},
     Excused: {Phase.running: _excused},
     Hang: {Phase.starting: _hang, Phase.running: _hang},
+    Recovered: {Phase.starting: _recovered, Phase.running: _recovered},
+    Extend: {Phase.starting: _extend, Phase.stopping: _extend},
+    Interval: {Phase.starting: _interval, Phase.running: _interval},
     Ended: {Phase.starting: _ended, Phase.running: _ended, Phase.stopping: _ended_stopping},
     Deadline: {
         Phase.starting: _due(_unready), Phase.running: _due(_silent), Phase.stopping: _due(_unstopped),

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from agentd.errors import UnitFileError
-from agentd.model.unit import NAME, PLANNED, SECTIONS, SYSTEM_UNITS, Section, Unit
+from agentd.model.section import Section
+from agentd.model.unit import NAME, PLANNED, SECTIONS, SYSTEM_UNITS, Unit
 
 _SOME_AGENT = {"exec": ["-"]}
 """Stands in for a section that is reported already, so that the rest can be checked."""
@@ -223,6 +224,10 @@ def in_words(detail: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         expected = context["expected"].replace("'", "").replace(" or ", ", ")
         return f"expected one of {expected}, got {got}."
+    if kind == "extra_forbidden":
+        return "no such key."
+    if kind == "model_type":
+        return f"expected a text or a table, got {got}."
     if kind == "greater_than_equal":
         return f"{got} is too small, at least {context['ge']}."
     if kind == "less_than_equal":

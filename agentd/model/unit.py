@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from agentd.model import quantity
+from agentd.model.probe import Probe, probe_table
+from agentd.model.section import Section
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}(@[a-z0-9][a-z0-9_-]{0,62})?")
 SYSTEM_UNITS = ("bus", "router", "gateway")
@@ -21,12 +23,6 @@ Seconds = Annotated[float, BeforeValidator(quantity.duration)]
 Bytes = Annotated[int, BeforeValidator(quantity.size)]
 Cpus = Annotated[float, BeforeValidator(quantity.cpu)]
 TokenAllowance = Annotated[quantity.Allowance, BeforeValidator(quantity.token_allowance)]
-
-
-class Section(BaseModel):
-    """One table of a unit file. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
 
 
 class Agent(Section):
@@ -139,6 +135,25 @@ class Liveness(Section):
         None,
         description="Longest time between two WATCHDOG=1 beats. Longer is hung. Default: no heartbeat asked.",
     )
+    progress: Seconds | None = Field(
+        None,
+        gt=0,
+        description="Longest time without progress while it has work. Progress is output, a message begun, moved or "
+        "done, or a model call that moves. A unit has work while it holds a message; one without a channel always. "
+        "Default: not asked.",
+    )
+    probe: Annotated[Probe, BeforeValidator(probe_table)] | None = Field(
+        None,
+        description='Asks the unit itself whether it is well. "http://127.0.0.1:PORT/path" (any status below 400), '
+        '"tcp:HOST:PORT", or a table { tcp = "127.0.0.1:4222", expect = "INFO", interval = "10s", timeout = "3s", '
+        "failures = 3 }. So many failures in a row are a hang; before the first success none counts during "
+        "agent.start_timeout.",
+    )
+    on_hang: Literal["restart", "abort", "alarm"] = Field(
+        "restart",
+        description="restart: kill it and start it again. abort: keep a dump of its stacks, send SIGABRT, and kill "
+        "what is left after 3 s. alarm: tell it in status, journal and metrics, and leave it alone.",
+    )
 
 
 class Limits(Section):
@@ -223,7 +238,7 @@ SECTIONS: tuple[str, ...] = ("agent", "restart", "liveness", "limits", "isolatio
 
 PLANNED: dict[str, tuple[str, ...]] = {
     "agent": ("entry", "preload", "capabilities", "tier", "replicas", "schedule", "may_spawn"),
-    "liveness": ("progress", "probe", "respond_within", "on_hang"),
+    "liveness": ("respond_within",),
     "recycle": ("after_tasks", "after_memory", "after_age"),
     "limits": ("memory_warn",),
     "isolation": ("fallback", "network", "read", "write"),

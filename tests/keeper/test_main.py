@@ -224,3 +224,35 @@ def test_keeper_is_not_dumpable_and_a_subreaper(short_dir: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", script, str(short_dir)], capture_output=True, text=True)
     assert run.stdout == "0 1\n", run.stderr
+
+
+def test_a_daemon_that_falls_silent_is_killed_and_restarted(bare: Keeper) -> None:
+    """``alive``: a daemon that does not say it again in time is killed, though it is stopped; one that does lives."""
+    starts = bare.directory / "starts"
+    script = f"""
+import json, os, socket, time
+with open({str(starts)!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.connect(os.environ["AGENTD_KEEPER"])
+s.send(json.dumps({{"hello": 1, "client": "x"}}).encode())
+s.recv(65536)
+rounds = 4 if len(open({str(starts)!r}).readlines()) == 1 else 10**6
+for n in range(rounds):
+    s.send(json.dumps({{"id": n, "do": "alive", "within": 0.5}}).encode())
+    s.recv(65536)
+    time.sleep(0.2)
+os.kill(os.getpid(), 19)
+"""
+    before = time.monotonic()
+    bare.start(sys.executable, "-c", script)
+    wait_until(lambda: len(lines(starts)) == 2, 10)
+    assert time.monotonic() - before > 0.6 + 0.5
+    assert not Path(f"/proc/{lines(starts)[0]}").exists()
+
+
+def test_alive_wants_seconds(keeper: Keeper) -> None:
+    """A word that is no time is refused, and changes nothing."""
+    client = keeper.client()
+    for within in (0, -1, True, "3", 10**6, None):
+        assert client.refused("alive", within=within)["code"] == "bad"

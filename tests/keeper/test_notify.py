@@ -183,3 +183,68 @@ def test_stamps_take_known_words_only() -> None:
     assert not stamps.take(b"X=1", 6.0)
     assert stamps.take(b"STATUS=", 7.0)
     assert (stamps.ready, stamps.status, stamps.said) == (None, "", 7.0)
+
+
+def test_what_it_asks_for_is_told(keeper: Keeper) -> None:
+    """EXTEND_TIMEOUT_USEC, WATCHDOG_USEC and WATCHDOG=trigger are events, once for each change, and in the snapshot."""
+    client, path = start(keeper)
+    before = time.monotonic()
+    tell(path, b"EXTEND_TIMEOUT_USEC=5000000\nWATCHDOG_USEC=250000\nWATCHDOG=trigger", b"WATCHDOG_USEC=250000")
+    extended = client.event("extend")
+    assert before + 5 <= extended["until"] <= time.monotonic() + 5
+    assert client.event("interval")["seconds"] == 0.25
+    assert before <= client.event("trigger")["at"] <= time.monotonic()
+    (row,) = keeper.client().welcome["processes"]  # type: ignore[attr-defined]
+    assert (row["extra"]["interval"], row["extra"]["extended"]) == (0.25, extended["until"])
+
+
+@pytest.mark.parametrize("value", [b"", b"-1", b"1e9", b"9" * 19, "٣".encode()])
+def test_times_that_are_none_are_dropped(value: bytes) -> None:
+    """A number of microseconds or nothing; and nobody asks for more than an hour at a time."""
+    stamps = Stamps()
+    assert not stamps.take(b"EXTEND_TIMEOUT_USEC=" + value, 10.0)
+    assert not stamps.take(b"WATCHDOG_USEC=" + value, 10.0)
+    assert (stamps.extended, stamps.interval) == (None, None)
+    assert stamps.take(b"EXTEND_TIMEOUT_USEC=" + b"9" * 18, 10.0)
+    assert stamps.extended == 10.0 + 3600.0
+
+
+def test_reloading_lasts_until_ready(keeper: Keeper) -> None:
+    """RELOADING=1 is shown until the next READY=1, which is no second ready event."""
+    client, path = start(keeper)
+    tell(path, b"READY=1")
+    client.event("ready")
+    tell(path, b"RELOADING=1\nSTATUS=reading")
+    status = client.event("status")
+    assert (status["reloading"], status["status"]) == (True, "reading")
+    tell(path, b"READY=1")
+    assert client.event("status")["reloading"] is False
+    assert [event["event"] for event in client.events] == []
+
+
+def test_barrier_is_answered_after_what_was_said_before(keeper: Keeper) -> None:
+    """BARRIER=1: the descriptor that comes with it is closed once all earlier datagrams were taken."""
+    client, path = start(keeper)
+    reader, writer = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"STATUS=before", str(path))
+        sock.connect(str(path))
+        socket.send_fds(sock, [b"BARRIER=1"], [writer])
+    os.close(writer)
+    with open(reader, "rb") as barrier:
+        assert barrier.read() == b""  # end of file: nobody holds the other end any more
+    (row,) = keeper.client().welcome["processes"]  # type: ignore[attr-defined]
+    assert row["status"] == "before"
+    client.close()
+
+
+def test_output_is_stamped_and_one_unit_can_be_asked_for(keeper: Keeper) -> None:
+    """``beats`` says when a unit last printed; with ``unit`` it names that one only."""
+    client = keeper.client()
+    for unit in ("a", "b"):
+        files = {"fifo": str(keeper.directory / "o" / unit), "file": str(keeper.directory / "log" / unit)}
+        client.done("spawn", plan=keeper.shell("echo words; exec sleep 60", unit=unit, output=files))
+    wait_until(lambda: set(client.done("beats")["output"]) == {"a", "b"}, 5)
+    answer = client.done("beats", unit="b")
+    assert set(answer["output"]) == {"b"}
+    assert answer["output"]["b"] <= answer["now"]

@@ -21,6 +21,7 @@ from agentd.model.life import (
     BLAMED,
     INNOCENT,
     LIVE,
+    Abort,
     Await,
     Beat,
     Cause,
@@ -28,9 +29,11 @@ from agentd.model.life import (
     Ended,
     Event,
     Excused,
+    Extend,
     Follow,
     Hang,
     Hold,
+    Interval,
     Kill,
     Life,
     Note,
@@ -38,7 +41,9 @@ from agentd.model.life import (
     Phase,
     Policy,
     Proceed,
+    Purpose,
     Ready,
+    Recovered,
     Refused,
     Release,
     Restart,
@@ -60,11 +65,18 @@ POLICIES: tuple[Policy, ...] = (
     Policy(type="notify", heartbeat=3.0, runtime_max=5.0, restart="on-failure", success=frozenset({-9})),
     Policy(type="oneshot", runtime_max=4.0, success=frozenset({1, -9})),
     Policy.system(type="simple", heartbeat=5.0),
+    Policy(type="notify", heartbeat=3.0, on_hang="abort", stop_timeout=20.0),
+    Policy(heartbeat=3.0, on_hang="alarm"),
+    Policy(type="notify", heartbeat=2.0, on_hang="alarm", restart="on-failure"),
+    Policy(heartbeat=3.0, runtime_max=20.0, on_hang="alarm"),
 )
+"""A number of them that MOODS does not divide: each is tried in each mood."""
+
 
 ANYTHING = (
     "start", "stop", "restart", "hold", "release", "answer", "answer", "answer", "refuse", "refuse for now",
-    "ready", "ready", "beat", "excuse", "hang", "crash", "exit 1", "exit 0", "fail", "due", "due", "early", "stale",
+    "ready", "ready", "beat", "excuse", "hang", "recover", "extend", "interval",
+    "crash", "exit 1", "exit 0", "fail", "due", "due", "early", "stale",
     "reborn", "await", "proceed", "proceed", "follow",
 )  # fmt: skip
 FAILING = ("fail", "fail", "fail", "due", "due", "due", "due", "refuse for now", "reborn", "early")
@@ -160,7 +172,7 @@ class History:
                 self.post(Ended(self.process, exits[action]))
         elif action in ("answer", "refuse", "refuse for now"):
             self.answer(action)
-        elif action in ("ready", "beat", "excuse", "hang"):
+        elif action in ("ready", "beat", "excuse", "hang", "recover", "extend", "interval"):
             self.speak(action)
         else:
             {"fail": self.fail, "due": self.due, "early": self.early, "stale": self.stale, "reborn": self.reborn}[
@@ -184,9 +196,16 @@ class History:
             return
         heard: dict[str, Event] = {
             "ready": Ready(mine), "beat": Beat(mine, self.mono + 0.5 - self.luck), "excuse": Excused(mine),
-            "hang": Hang(mine, "overdue"),
+            "hang": Hang(mine, "overdue"), "recover": Recovered(mine, "it moves"),
+            "extend": Extend(mine, self.mono + 40.0 * self.luck), "interval": Interval(mine, 1.0 + 8.0 * self.luck),
         }  # fmt: skip
         self.post(heard[action])
+
+    @property
+    def limit(self) -> float | None:
+        """Longest time between two beats, as the unit file or the process itself has it."""
+        policy = self.policy
+        return policy.heartbeat if policy.heartbeat is None or self.life.interval is None else self.life.interval
 
     def fail(self) -> None:
         """It comes up, and crashes."""
@@ -211,7 +230,9 @@ class History:
         other = "f" * 16 if self.luck > 0.6 else "0" * 16
         for event in (Ended(other, 1), Spawned(other, 7), Ready(other), Beat(other, self.mono), Excused(other)):
             self.unchanged(event)
-        for event in (Refused(other, "x"), Hang(other, "x")):
+        for event in (Refused(other, "x"), Hang(other, "x"), Recovered(other, "x")):
+            self.unchanged(event)
+        for event in (Extend(other, self.mono + 99.0), Interval(other, 99.0)):
             self.unchanged(event)
 
     def reborn(self) -> None:
@@ -227,9 +248,9 @@ class History:
         self.forked = self.mono if self.forked is None else self.forked
         before = self.life
         self.post(Spawned(self.process, 42, at=self.forked))
-        if before.phase is Phase.running and self.policy.heartbeat is not None:
+        if before.phase is Phase.running and self.limit is not None:
             assert self.life.deadline is not None
-            assert self.life.deadline >= min(self.mono + self.policy.heartbeat, self.end_of_run())
+            assert self.life.deadline >= min(self.mono + self.limit, self.end_of_run())
         if before.phase is Phase.stopping:
             assert before.deadline is None or before.deadline == self.life.deadline
         self.post(Deadline())
@@ -256,6 +277,8 @@ class History:
         self.check_deeds(before, event, effects)
         self.check_words(before, event)
         self.check_time(before, event)
+        self.check_alarm(before, effects)
+        self.check_patience(before, event)
         return tuple(effects)
 
     # --- the laws -----------------------------------------------------------------------------------------------------
@@ -289,7 +312,8 @@ class History:
             assert self.life.since == self.mono
             if isinstance(event, Start | Stop | Restart):
                 assert notes[-1].actor == "op"
-        if self.life != before and not isinstance(event, Beat | Excused | Spawned | Await | Proceed | Deadline):
+        again = before.alarm is not None and isinstance(event, Deadline)
+        if self.life != before and not again and not isinstance(event, Beat | Excused | Spawned | Await | Proceed):
             assert notes
         if before.waiting and isinstance(event, Await) and self.life != before:
             assert notes
@@ -315,8 +339,12 @@ class History:
             if isinstance(deed, Signal):
                 assert deed.signal == self.policy.stop_signal
                 assert self.life.purpose not in BLAMED
+            aborts = self.life.purpose is Purpose.hang and self.policy.on_hang == "abort"
             if isinstance(deed, Kill):
-                assert self.life.purpose in BLAMED or isinstance(event, Deadline)
+                assert isinstance(event, Deadline) or (self.life.purpose in BLAMED and not aborts)
+                assert before.phase is Phase.stopping or not aborts
+            if isinstance(deed, Abort):
+                assert aborts
         if before.phase is not Phase.stopping and self.life.phase is Phase.stopping and self.forked is not None:
             assert deeds, "it is to stop, but nobody tells it"
         if isinstance(event, Spawned) and self.life.phase is Phase.stopping:
@@ -377,26 +405,27 @@ class History:
             assert life is not before
             assert life.deadline is None or life.deadline > self.mono
             if before.phase is Phase.running:
-                assert life.purpose in AT_FAULT
                 over = policy.runtime_max is not None and self.mono >= (before.started or 0.0) + policy.runtime_max
-                assert (life.purpose not in BLAMED) == over, "asked to stop after its time, and only then"
+                assert (life.purpose is Purpose.overrun) == over, "asked to stop after its time, and only then"
+                if not over:
+                    assert life.mute if policy.on_hang == "alarm" else life.purpose in BLAMED
         if life.phase is Phase.running and policy.runtime_max is not None:
             assert life.started is not None
             assert life.deadline is not None
             assert life.deadline <= life.started + policy.runtime_max, "a run without an end"
-        if isinstance(event, Beat | Excused) and before.phase is Phase.running and policy.heartbeat is not None:
+        if isinstance(event, Beat | Excused) and before.phase is Phase.running and self.limit is not None:
             assert before.deadline is not None
             assert life.deadline is not None
-            assert before.deadline <= life.deadline <= self.mono + policy.heartbeat
+            assert before.deadline <= life.deadline <= self.mono + self.limit
             if isinstance(event, Excused) or (before.beat or 0.0) < event.at:
                 seen = min(event.at, self.mono) if isinstance(event, Beat) else self.mono
-                assert life.deadline >= min(seen + policy.heartbeat, self.end_of_run())
+                assert life.deadline >= min(seen + self.limit, self.end_of_run())
         if life.phase is Phase.stopping and before.phase is not Phase.stopping and life.deadline is not None:
             assert life.deadline <= self.mono + max(policy.stop_timeout, 1.0)
         if life.phase is Phase.running and before.phase is Phase.starting:
             assert isinstance(event, Ready) == (policy.type == "notify")
             assert life.ready == (policy.type != "oneshot")
-            assert policy.heartbeat is None or life.deadline == min(self.mono + policy.heartbeat, self.end_of_run())
+            assert self.limit is None or life.deadline == min(self.mono + self.limit, self.end_of_run())
 
     def end_of_run(self) -> float:
         """When the present run is too long."""
@@ -408,6 +437,37 @@ class History:
         if self.life.hold is not None:
             return Phase.held
         return Phase.starting if self.life.awaits is None else Phase.inactive
+
+    def check_alarm(self, before: Life, effects: tuple[Any, ...]) -> None:
+        """An alarm stops nothing, is told once when it comes and once when it goes, and dies with its process."""
+        life, told = self.life, [e.kind for e in effects if isinstance(e, Note)]
+        assert life.alarm is None or life.phase in LIVE
+        assert life.alarm is not None or not life.mute
+        assert (self.policy.on_hang == "alarm") or life.alarm is None
+        assert self.policy.on_hang != "alarm" or life.purpose is not Purpose.hang
+        assert told.count("unit.hung") == (before.alarm is None and life.alarm is not None)
+        if before.alarm is not None and life.alarm is None and life.invocation == before.invocation:
+            assert "unit.recovered" in told
+        if before.mute and not life.mute and life.phase is Phase.running:
+            assert life.beat != before.beat or life.deadline == min(self.mono + (self.limit or 0.0), self.end_of_run())
+
+    def check_patience(self, before: Life, event: Event) -> None:
+        """What asks for more time gets it, never less than it had, and not where it is killed for its own fault."""
+        life = self.life
+        if isinstance(event, Extend):
+            assert (before.deadline or 0.0) <= (life.deadline or 0.0)
+            patient = life.phase is Phase.starting and self.policy.type == "notify"
+            if patient or (life.phase is Phase.stopping and life.purpose not in BLAMED):
+                assert life.started is None or (life.deadline or 0.0) >= event.until
+            else:
+                assert life is before
+        if isinstance(event, Interval):
+            if self.policy.heartbeat is None or before.phase not in _UP:
+                assert life is before
+                return
+            assert self.limit == event.seconds
+            if life.phase is Phase.running and life is not before:
+                assert life.deadline == min(self.mono + event.seconds, self.end_of_run())
 
     # --- endings ------------------------------------------------------------------------------------------------------
 
@@ -672,6 +732,9 @@ def strategy_law(strategy: ModuleType, fleet: Fleet) -> None:
 # --- activity ---------------------------------------------------------------------------------------------------------
 
 
+_UP = (Phase.starting, Phase.running)
+
+
 @dataclass(frozen=True)
 class Scene:
     """What is known of a running unit: ages in seconds."""
@@ -680,41 +743,82 @@ class Scene:
     calls: tuple[tuple[float, float | None, bool], ...]
     held: tuple[tuple[float, float], ...]
     overdue: bool
+    progress: tuple[bool, float | None, float | None] | None
+    """Whether it has a channel, and how long ago it printed and finished a message; it is watched for 1000 s."""
+    failures: int | None
+    waited: float | None
 
 
 def scenes() -> st.SearchStrategy[Scene]:
     """Ages on both sides of all limits (heartbeat 3, cap 120, deadline 300)."""
-    age = st.sampled_from((0.0, 1.0, 2.9, 3.0, 4.0, 60.0, 119.0, 120.0, 121.0, 299.0, 301.0, 4000.0))
+    age = st.sampled_from((0.0, 2.9, 3.0, 39.0, 60.0, 119.0, 120.0, 299.0, 301.0, 4000.0))
     call = st.tuples(age, st.none() | age, st.booleans())
     return st.builds(
         Scene,
         st.none() | age,
-        st.lists(call, max_size=3).map(tuple),
-        st.lists(st.tuples(age, age), max_size=3).map(tuple),
-        st.booleans(),
+        st.just(()) | st.lists(call, max_size=2).map(tuple),
+        st.just(()) | st.lists(st.tuples(age, age), max_size=2).map(tuple),
+        st.sampled_from((False, False, False, True)),
+        st.none() | st.tuples(st.booleans(), st.none() | age, st.none() | age),
+        st.none() | st.none() | st.integers(0, 4),
+        st.none() | age,
     )
 
 
 def liveness_law(liveness: ModuleType, scene: Scene) -> None:
     """A unit that waits for a moving model thinks; else a broken promise hangs it; else it works or idles."""
-    now = 1e6
-    verdict = liveness.activity(
-        now,
-        pulse=None if scene.beat is None else liveness.Pulse(3.0, now - scene.beat),
-        calls=[liveness.Call(now - s, None if b is None else now - b, p) for s, b, p in scene.calls],
-        held=[liveness.Held(f"m{n}", now - s, now - p) for n, (s, p) in enumerate(scene.held)],
-        cap=120.0,
-        deadline=300.0,
-        overdue="m9" if scene.overdue else None,
-    )
-    moving = any(parked or (started if byte is None else byte) <= 120.0 for started, byte, parked in scene.calls)
-    late = scene.overdue or any(min(since, progress) > 300.0 for since, progress in scene.held)
+    verdict = _judged(liveness, scene, 0.0)
+    moving = any(parked or (started if byte is None else byte) < 120.0 for started, byte, parked in scene.calls)
+    excuse = 1e6 if scene.waited is None else scene.waited
+    late = (scene.overdue and excuse >= 300.0) or any(min(excuse, *ages) >= 300.0 for ages in scene.held)
     silent = scene.beat is not None and scene.beat >= 3.0
+    ill = scene.failures is not None and scene.failures >= 3
     if moving:
         expected = "thinking"
-    elif silent or late or scene.calls:
+    elif silent or late or scene.calls or ill or _stuck(scene, excuse):
         expected = "hung"
     else:
         expected = "working" if scene.held else "idle"
     assert verdict.activity == expected
     assert verdict.reason
+    if expected == "hung":
+        assert verdict.sign
+        return
+    look = verdict.next_look
+    after = 1e5 if look is None else look - NOW
+    assert after > 0
+    assert _judged(liveness, scene, after - 0.01).activity == expected, "it changed, and nobody was to look"
+    assert look is None or _judged(liveness, scene, after).activity == "hung", "nothing changed when it was looked at"
+
+
+NOW = 1e6
+
+
+def _judged(liveness: ModuleType, scene: Scene, after: float) -> Any:
+    """The verdict on a scene that nothing new is heard of for a while."""
+    now = NOW
+    held = [liveness.Held(f"m{n}", now - s, now - p) for n, (s, p) in enumerate(scene.held)]
+    owed = None
+    if scene.progress is not None:
+        bound, output, done = (a if a is None or isinstance(a, bool) else now - a for a in scene.progress)
+        owed = liveness.progress(40.0, since=now - 1000.0, held=held, bound=bound, output=output, done=done)
+    return liveness.activity(
+        now + after,
+        pulse=None if scene.beat is None else liveness.Pulse(3.0, now - scene.beat),
+        calls=[liveness.Call(now - s, None if b is None else now - b, p) for s, b, p in scene.calls],
+        held=held,
+        cap=120.0,
+        deadline=300.0,
+        overdue="m9" if scene.overdue else None,
+        owed=owed,
+        probed=None if scene.failures is None else liveness.Probed(scene.failures, 3, "no answer"),
+        waited=0.0 if scene.waited is None else now - scene.waited,
+    )
+
+
+def _stuck(scene: Scene, excuse: float) -> bool:
+    """It has work, and gave no sign of any progress for 40 s."""
+    if scene.progress is None or (scene.progress[0] and not scene.held):
+        return False
+    signs = [excuse, 1000.0, *(age for age in scene.progress[1:] if age is not None)]
+    return min([*signs, *(age for ages in scene.held for age in ages)]) >= 40.0

@@ -18,8 +18,10 @@ from agentd.model.lifecycle import (
     Ended,
     Event,
     Excused,
+    Extend,
     Hang,
     Hold,
+    Interval,
     Kill,
     Life,
     Note,
@@ -28,6 +30,7 @@ from agentd.model.lifecycle import (
     Policy,
     Purpose,
     Ready,
+    Recovered,
     Refused,
     Release,
     Restart,
@@ -639,7 +642,7 @@ def test_events_of_a_dead_invocation_change_nothing() -> None:
         for other in ("0" * 16, "f" * 16):
             stale: list[Event] = [
                 Hang(other, "x"), Spawned(other, 1), Refused(other, "x"), Ready(other), Beat(other, 1e9),
-                Excused(other), Ended(other, 1),
+                Excused(other), Ended(other, 1), Recovered(other, "x"), Extend(other, 1e9), Interval(other, 9.0),
             ]  # fmt: skip
             assert {type(e) for e in stale} == {kind for kind in TABLE if issubclass(kind, Of)}
             for event in stale:
@@ -661,10 +664,10 @@ def test_policy_of_a_unit() -> None:
                 "policy": "on-failure", "delay": "3s", "max_delay": "4s", "burst": 5, "window": "6s",
                 "healthy_after": "7s", "parked_delay": "8s",
             },
-            "liveness": {"heartbeat": "9s"},
+            "liveness": {"heartbeat": "9s", "on_hang": "abort"},
         }
     )  # fmt: skip
-    assert Policy.of(unit) == Policy("notify", "on-failure", 3, 4, 5, 6, 7, 8, "SIGINT", 1, 2, 9)
+    assert Policy.of(unit) == Policy("notify", "on-failure", 3, 4, 5, 6, 7, 8, "SIGINT", 1, 2, 9, "abort")
 
 
 def test_down_is_what_does_not_come_back_by_itself() -> None:

@@ -46,7 +46,7 @@ def checks(mutant: Mutant | None, file: str) -> list[Callable[[], object]]:
         return [lambda: [laws.lifecycle_law(module, history) for history in laws.random_histories(2000)]]
     module = load(file, mutant)
     if file == "liveness":
-        return [_many(laws.scenes(), lambda scene: laws.liveness_law(module, scene))]
+        return [_many(laws.scenes(), lambda scene: laws.liveness_law(module, scene), 1000)]
     if file == "relations":
         return [_many(laws.fleets(), lambda fleet: laws.relations_law(module, fleet))]
     if file == "strategy":
@@ -54,8 +54,8 @@ def checks(mutant: Mutant | None, file: str) -> list[Callable[[], object]]:
     return [_many(laws.graphs(), lambda graph, law=law: law(module, graph)) for law in laws.ORDERING_LAWS]
 
 
-def _many(examples: Any, law: Callable[[Any], None]) -> Callable[[], None]:
-    @QUICK
+def _many(examples: Any, law: Callable[[Any], None], count: int = 300) -> Callable[[], None]:
+    @settings(QUICK, max_examples=count)
     @given(examples)
     def check(example: Any) -> None:
         law(example)

@@ -1,0 +1,102 @@
+"""Asks a unit's probe, over and over: one question at a time, each with its time-out.
+
+Knows sockets and the first line of an HTTP answer; what a failure means is for others to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from agentd.model.probe import Probe, address
+from agentd.model.quantity import show_duration
+
+MOST = 4096
+"""Bytes of an answer that are looked at."""
+EAGER = 1.0
+"""Seconds between two questions, at most, until the first good answer."""
+
+
+class Unwell(Exception):
+    """An answer that is no good, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the last question found: failures in a row, and the reason of the last."""
+
+    failures: int
+    reason: str = ""
+
+
+async def watch_probe(probe: Probe, patience: float, told: Callable[[Finding], None]) -> None:
+    """Ask for ever; ``told`` gets each finding that differs from the last.
+
+    Before the first good answer no failure counts for ``patience`` seconds.
+    """
+    began, well, last = time.monotonic(), False, Finding(0)
+    while True:
+        found = await _finding(probe, last)
+        well = well or not found.failures
+        if found.failures and not well and time.monotonic() - began < patience:
+            found = Finding(0)
+        if found != last:
+            last = found
+            told(found)
+        await asyncio.sleep(probe.interval if well else min(probe.interval, EAGER))
+
+
+async def _finding(probe: Probe, last: Finding) -> Finding:
+    try:
+        async with asyncio.timeout(probe.timeout):
+            await ask(probe)
+    except TimeoutError:
+        return Finding(last.failures + 1, f"no answer within {show_duration(probe.timeout)}")
+    except OSError as error:
+        return Finding(last.failures + 1, error.strerror or str(error))
+    except Unwell as error:
+        return Finding(last.failures + 1, str(error))
+    return Finding(0)
+
+
+async def ask(probe: Probe) -> None:
+    """One question; raises Unwell or OSError where the answer is not good. Waits as long as it takes."""
+    host, port = address(probe)
+    reader, writer = await asyncio.open_connection(host, port, limit=MOST)
+    try:
+        if probe.http is not None:
+            await _get(reader, writer, probe.http)
+        elif probe.expect is not None:
+            await _hear(reader, probe.expect.encode())
+    finally:
+        writer.transport.abort()
+
+
+async def _hear(reader: asyncio.StreamReader, wanted: bytes) -> None:
+    heard = b""
+    while wanted not in heard and len(heard) < MOST:
+        piece = await reader.read(MOST)
+        if not piece:
+            break
+        heard += piece
+    if wanted not in heard:
+        raise Unwell(f"it did not say {wanted.decode()!r}")
+
+
+async def _get(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, url: str) -> None:
+    parts = urlsplit(url)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+    try:
+        line = await reader.readline()
+    except ValueError:
+        line = b""
+    version, _, rest = line.partition(b" ")
+    status = rest[:3]
+    if not version.startswith(b"HTTP/1.") or not status.isdigit():
+        raise Unwell("it does not answer in HTTP")
+    if int(status) >= 400:
+        raise Unwell(f"it answered {rest.decode('latin-1').strip()[:80]}")
