@@ -525,8 +525,8 @@ def _silent(life: Life, event: Deadline, policy: Policy, now: Now) -> Step:
     if limit is None:
         return replace(life, deadline=end), ()  # the unit was changed: it owes no beats any more
     text = f"no heartbeat for {now.mono - (life.deadline - limit):.1f}s"
-    if policy.on_hang == "alarm":  # then it is looked up again
-        return _alarm(life, text, mute=True, deadline=_next(life, now.mono, policy))
+    if policy.on_hang == "alarm":
+        return _alarm(life, text, mute=True, deadline=_next(life, now.mono, policy))  # then it is looked up again
     return _stop(life, Purpose.hang, text, policy, now)
 
 

@@ -81,7 +81,7 @@ ANYTHING = (
 )  # fmt: skip
 FAILING = ("fail", "fail", "fail", "due", "due", "due", "due", "refuse for now", "reborn", "early")
 """A unit that is left alone with its bug: back-off and parking come up."""
-MOODS = (ANYTHING, FAILING, (*FAILING, *ANYTHING))
+MOODS = (ANYTHING, FAILING, (*FAILING, *FAILING, *ANYTHING))
 PAUSES = (0.0, 0.0, 0.0, 0.0, 0.3, 1.0, 2.5, 12.0, 70.0)
 LUCK = (0.0, 0.5, 0.999)
 

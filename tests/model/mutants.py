@@ -214,8 +214,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a run without a heartbeat may last for ever",
         "lifecycle",
-        "    if policy.heartbeat is None:\n        return end\n",
-        "    if policy.heartbeat is None:\n        return None\n",
+        "    if limit is None:\n        return end\n",
+        "    if limit is None:\n        return None\n",
     ),
     Mutant(
         "who ran too long is killed unasked",
@@ -504,6 +504,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "lifecycle",
         '    if policy.on_hang == "alarm":\n        return _alarm(life, event.text)\n',
         "",
+    ),
+    Mutant(
+        "an alarm puts off the end of a run",
+        "lifecycle",
+        "mute=True, deadline=_next(life, now.mono, policy))",
+        "mute=True, deadline=now.mono + limit)",
+    ),
+    Mutant(
+        "a heartbeat that it asked for puts off the end of a run",
+        "lifecycle",
+        "due = _next(life, now.mono, policy) if life",
+        "due = now.mono + event.seconds if life",
     ),
     Mutant(
         "an alarm about beats kills",

@@ -667,7 +667,7 @@ def test_policy_of_a_unit() -> None:
             "liveness": {"heartbeat": "9s", "on_hang": "abort"},
         }
     )  # fmt: skip
-    assert Policy.of(unit) == Policy("notify", "on-failure", 3, 4, 5, 6, 7, 8, "SIGINT", 1, 2, 9, "abort")
+    assert Policy.of(unit) == Policy("notify", "on-failure", 3, 4, 5, 6, 7, 8, "SIGINT", 1, 2, 9, on_hang="abort")
 
 
 def test_down_is_what_does_not_come_back_by_itself() -> None:
