@@ -20,7 +20,7 @@ from agentd.keeper.tree import carries, read_stat, scan
 
 VERSION = 1
 OWN = "keeper.json"
-_ROW = ("pid", "start_time", "started", "ready", "status", "ended", "exit")
+_ROW = ("pid", "start_time", "started", "ready", "status", "ended", "exit", "extra")
 Json = dict[str, Any]
 
 
@@ -96,6 +96,8 @@ def saved(directory: str) -> list[Saved]:
             plan = SpawnPlan.from_dict(content["plan"] | {"env": {}})
             row = content.get("process")
             known = {name: row[name] for name in _ROW if name in row} if row else None
+            if known and "extra" in known:
+                known["extra"] = dict(known["extra"])
             process = Process(plan.unit, plan.invocation, **known) if known else None
             found[plan.unit] = Saved(plan.unit, content["state"], plan, process, dict(content.get("listeners") or {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -166,6 +166,30 @@ def test_a_keeper_is_upgraded_in_place(short_dir: Path) -> None:
         assert check_lines(f.log_of("writer")) > 50
 
 
+def test_the_next_keeper_kills_a_daemon_that_stands_still(short_dir: Path) -> None:
+    """SIGSTOP of a daemon that lived through the keeper's death, and through an upgrade: found as ever."""
+    with fleet(short_dir, {"a": SLEEPER}) as f:
+        before = pids(f)
+        kill_keeper(f)
+        next_keeper(f)
+        assert f.process is not None
+        for replace in (False, True):
+            if replace:
+                count = len(f.records(kind="keeper.found"))
+                f.process.send_signal(signal.SIGUSR2)
+                wait_until(partial(found, f, count), 10)
+            wait_until(lambda: about(f)["keeper_requests"].get("alive"), 5)
+            daemon = int(about(f)["pid"])
+            os.kill(daemon, signal.SIGSTOP)
+            wait_until(partial(replaced, f, daemon), 15)
+            f.settle()
+        assert pids(f) == before
+
+
+def replaced(f: Fleet, daemon: int) -> bool:
+    return not Path(f"/proc/{daemon}").exists() and f.answers() and about(f)["pid"] != daemon
+
+
 def found(f: Fleet, count: int) -> bool:
     return len(f.records(kind="keeper.found")) > count
 

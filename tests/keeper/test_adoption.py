@@ -202,6 +202,34 @@ def test_ready_status_and_blobs_survive(old: Keeper) -> None:
     assert set(old.start().client().welcome["blobs"]) == {"a"}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("how", ["crash", "upgrade"])
+def test_what_a_unit_asked_for_survives(old: Keeper, how: str) -> None:
+    """EXTEND_TIMEOUT_USEC, WATCHDOG_USEC and RELOADING are in the next snapshot, and nothing of it is told twice."""
+    client, files = old.client(), old.directory / "keeper"
+    client.done("spawn", plan=old.shell("exec sleep 1000", notify=f"{old.directory}/n/a"))
+    asked = b"EXTEND_TIMEOUT_USEC=9000000\nWATCHDOG_USEC=250000\nRELOADING=1\nWATCHDOG=trigger"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(asked, f"{old.directory}/n/a")
+    until = client.event("extend")["until"]
+    assert client.event("interval")["seconds"] == 0.25
+    wait_until(lambda: any('"interval"' in path.read_text() for path in files.glob("*.json")), TIMEOUT)
+    if how == "crash":
+        crash(old)
+        old.start()
+    else:
+        upgrade(old)
+    client = old.client()
+    extra = row_of(client)["extra"]
+    assert (extra["extended"], extra["interval"], extra["reloading"]) == (until, 0.25, True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"WATCHDOG_USEC=250000\nSTATUS=same", f"{old.directory}/n/a")
+    assert client.event("status")["status"] == "same"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"WATCHDOG_USEC=500000", f"{old.directory}/n/a")
+    assert client.event("interval")["seconds"] == 0.5
+    assert [event["event"] for event in client.events] == []
+
+
 def test_notify_by_path_goes_on_and_a_connected_socket_is_told(old: Keeper) -> None:
     """Who sends by path, as sd_notify does, is heard again. A connected socket gets ECONNREFUSED: it connects again."""
     path = f"{old.directory}/n/a"
