@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chaos.fleet import Fleet, examples, matches
+from chaos.fleet import wait_until as wait_for
 from tests.fleet import fleet
 from tests.waiting import wait_until
 
@@ -41,8 +42,13 @@ class Watch:
         self.highest = 0
 
     def budget(self) -> Json:
-        """The unit's scope."""
-        scopes = self.house.get(f"/v1/budget?unit={self.unit}")["scopes"]
+        """The unit's scope; a gateway that is just coming back is waited for."""
+
+        def asked() -> Any:
+            status, answer = self.house.ask("GET", f"/v1/budget?unit={self.unit}")
+            return answer["scopes"] if status == 200 else None
+
+        scopes = wait_for(asked, 10, "the gateway tells of its budgets")
         scope: Json = next(s for s in scopes if s["scope"] == f"unit/{self.unit}")
         spent = scope["used"] + scope["held"]
         self.highest = max(self.highest, spent)

@@ -484,7 +484,7 @@ def test_one_change_in_a_fleet_touches_no_other_and_costs_the_same_in_a_big_one(
 
     def change() -> None:
         f.post("/v1/deploy", {"files": [{"path": path, "text": changed}]})
-        f.wait("new", state="running", last={"cause": "stopped"})
+        f.wait("new", state="running", activity="idle", last={"cause": "stopped"})
 
     def remove() -> None:
         assert f.ask("DELETE", "/v1/units/new")[0] == 200
