@@ -469,7 +469,7 @@ def cost(f: Fleet, what: Any) -> dict[str, float]:
         seen.append(requests(f))
         return len(seen) > 4 and all(counts == seen[-1] for counts in seen[-4:])
 
-    wait_until(quiet, 10)
+    wait_until(quiet, 60)  # without cgroups each look walks the process trees of all units
     return {do: count - before.get(do, 0.0) for do, count in seen[-1].items() if count != before.get(do, 0.0)}
 
 

@@ -294,7 +294,7 @@ def test_listeners_outlive_the_keeper(old: Keeper) -> None:
     client = old.start().client()
     assert ask(address) == "one"
     known = client.welcome["listeners"]  # type: ignore[attr-defined]
-    assert known == ({"a/http": address} if ROOT else {})
+    assert known == {"a/http": address} or (not ROOT and known == {})  # some hosts let it be taken without root too
     client.done("kill", **which(row))
     client.event("ended")
     words: list[str] = []
