@@ -5,6 +5,7 @@ From its cgroups where it has them, else from its process tree. Reads only; a un
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from agentd.host.capability import Capabilities
+
+FRESH = 1.0
+"""Seconds for which one look at all processes is good enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +53,48 @@ def _of_cgroup(memory: Path, whole: Path, *, v2: bool) -> Usage:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One process of the host."""
+
+    memory: int
+    cpu: float
+    children: list[int]
+
+
+_known: dict[int, _Row] = {}
+_read_at = -FRESH
+
+
 def _of_tree(pid: int | None) -> Usage:
-    if pid is None:
+    rows = _processes(pid)
+    if pid is None or pid not in rows or not Path(f"/proc/{pid}").exists():
         return Usage()
-    memory, cpu, count = 0, 0.0, 0
-    with suppress(psutil.NoSuchProcess):
-        main = psutil.Process(pid)
-        for process in (main, *main.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied), process.oneshot():
-                times = process.cpu_times()
-                memory += process.memory_info().rss
-                cpu += times.user + times.system
-                count += 1
-    return Usage(memory, cpu, count) if count else Usage()
+    tree, todo = [], [pid]
+    while todo:
+        row = rows[todo.pop()]
+        tree.append(row)
+        todo += row.children
+    return Usage(sum(row.memory for row in tree), sum(row.cpu for row in tree), len(tree))
+
+
+def _processes(wanted: int | None) -> dict[int, _Row]:
+    """The host's processes, read at most once in FRESH seconds: a status of 200 units must not read /proc 200 times."""
+    global _known, _read_at
+    if time.monotonic() - _read_at < FRESH and (wanted is None or wanted in _known):
+        return _known
+    table: dict[int, _Row] = {}
+    parents: dict[int, int] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error), process.oneshot():
+            times = process.cpu_times()
+            parents[process.pid] = process.ppid()
+            table[process.pid] = _Row(process.memory_info().rss, times.user + times.system, [])
+    for pid, parent in parents.items():
+        if parent in table and pid in table and parent != pid:
+            table[parent].children.append(pid)
+    _known, _read_at = table, time.monotonic()
+    return table
 
 
 def _lines(file: Path) -> list[str]:
