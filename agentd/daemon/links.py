@@ -7,7 +7,6 @@ often, in which order or how late they come. While a neighbour is away its last 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -99,8 +98,3 @@ class Links:
 
     def _linked(self, up: bool) -> None:
         self._changed(set())
-
-
-def monotonic() -> float:
-    """CLOCK_MONOTONIC seconds: the clock of all facts on this host."""
-    return time.monotonic()

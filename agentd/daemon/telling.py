@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from agentd.host.place import channel
 from agentd.model.lifecycle import Ending, Life
 from agentd.model.unit import Unit
-
-
-def short(unit: str) -> str:
-    """The name of a unit's sockets: a path holds 107 bytes, a unit name may be longer."""
-    return hashlib.sha256(unit.encode()).hexdigest()[:12]
-
-
-def channel(runtime: Path, unit: str) -> Path:
-    """The path of a unit's channel socket."""
-    return runtime / "c" / short(unit)
 
 
 def unit_fact(unit: Unit, life: Life, endings: Iterable[Ending], uid: int | None, runtime: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Place:
 
     def channel(self, unit: str) -> Path:
         """The socket on which the router serves the unit."""
-        return self.runtime / "c" / short(unit)
+        return channel(self.runtime, unit)
 
     def notify(self, unit: str) -> Path:
         """The socket on which the keeper hears the unit."""
@@ -98,6 +98,11 @@ class Place:
         if account.switch and before not in (0, account.uid):
             return home, f"files in {home} may still belong to uid {before}; it runs as uid {account.uid} now"
         return home, None
+
+
+def channel(runtime: Path, unit: str) -> Path:
+    """The socket on which the router serves the unit."""
+    return runtime / "c" / short(unit)
 
 
 def short(unit: str) -> str:
