@@ -77,8 +77,14 @@ def read(path: str) -> str:
 
 
 def enter(path: str) -> None:
-    """Move the calling process into the cgroup."""
-    write(f"{path}/cgroup.procs", "0")
+    """Move the calling process, which has one thread, into the cgroup.
+
+    On v1 by ``tasks``: for a thread that moves itself the kernel waits for nobody else, unlike ``cgroup.procs``.
+    """
+    try:
+        write(f"{path}/tasks", "0")
+    except FileNotFoundError:  # v2
+        write(f"{path}/cgroup.procs", "0")
 
 
 def populated(path: str) -> bool:

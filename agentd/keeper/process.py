@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from agentd.keeper import cgroup
-from agentd.keeper.plan import VERSION, Rlimit, SpawnPlan
+from agentd.keeper import cgroup, clone
+from agentd.keeper.plan import VERSION, Cgroup, Rlimit, SpawnPlan
 
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
@@ -29,6 +29,7 @@ PR_SET_NO_NEW_PRIVS = 38
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
 _NO_SIGNALS: frozenset[int] = frozenset()
+_SIGNALS = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
 _umask = os.umask(0o022)
 os.umask(_umask)
@@ -178,10 +179,13 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
     keeper = os.getpid()
     # No signal may run our handlers, or use our wake-up pipe, in the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    home = next((group for group in plan.cgroups if group.kill), None)
     try:
-        pid = os.fork()
+        born = clone.into(home.path) if home is not None else None
+        pid, pidfd = born or (os.fork(), -1)
         if pid == 0:
-            _child(plan, fds, output, write_end, keeper)
+            groups = [group for group in plan.cgroups if born is None or group is not home]
+            _child(plan, groups, fds, output, write_end, keeper)
     except OSError:
         os.close(report)
         raise
@@ -189,7 +193,7 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(write_end)
     try:
-        return Child(pid, os.pidfd_open(pid), report)
+        return Child(pid, pidfd if pidfd >= 0 else os.pidfd_open(pid), report)
     except OSError:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -197,15 +201,17 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
         raise
 
 
-def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int, keeper: int) -> NoReturn:
-    """Between fork and exec: never returns, whatever happens."""
+def _child(
+    plan: SpawnPlan, groups: Sequence[Cgroup], fds: Sequence[int], output: int | None, report: int, keeper: int
+) -> NoReturn:
+    """Between fork and exec: never returns, whatever happens. ``groups`` are the cgroups that it is not in yet."""
     step, path = "session", ""
     try:
         let_go()
         reset_signals()
         restore_limits()
         os.setsid()
-        for step, path, action in _steps(plan):  # noqa: B007 - read when it raises
+        for step, path, action in _steps(plan, groups):  # noqa: B007 - read when it raises
             action()
         step, path = "descriptors", ""
         report = _arrange(fds, output, report)
@@ -223,9 +229,9 @@ def _child(plan: SpawnPlan, fds: Sequence[int], output: int | None, report: int,
         os._exit(127)
 
 
-def _steps(plan: SpawnPlan) -> list[tuple[str, str, Callable[[], object]]]:
+def _steps(plan: SpawnPlan, groups: Sequence[Cgroup]) -> list[tuple[str, str, Callable[[], object]]]:
     steps: list[tuple[str, str, Callable[[], object]]] = [
-        ("enter", group.path, partial(cgroup.enter, group.path)) for group in plan.cgroups
+        ("enter", group.path, partial(cgroup.enter, group.path)) for group in groups
     ]
     steps += [("rlimit", limit.name, partial(_limit, limit)) for limit in plan.rlimits]
     if plan.uid is not None and plan.gid is not None:
@@ -254,8 +260,9 @@ def let_go() -> None:
 def reset_signals() -> None:
     """Default actions for all signals, in a fresh child; the mask stays blocked until just before exec."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _arrange(fds: Sequence[int], output: int | None, report: int) -> int:
