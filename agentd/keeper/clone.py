@@ -34,7 +34,8 @@ def into(directory: str) -> tuple[int, int] | None:
         return None
     try:
         pidfd = ctypes.c_int(-1)
-        arguments = _Arguments()  # flags, pidfd, child_tid, parent_tid, exit_signal, stack ×2, tls, set_tid ×2, cgroup
+        arguments = _Arguments()
+        # flags, pidfd, child_tid, parent_tid, exit_signal, stack, its size, tls, set_tid, its size, cgroup
         arguments[0], arguments[1] = _INTO_CGROUP | _PIDFD, ctypes.addressof(pidfd)
         arguments[4], arguments[10] = signal.SIGCHLD, group
         size = ctypes.c_size_t(len(arguments) * _WORD)

@@ -70,7 +70,7 @@ class Fleet:
         """Processes, blobs, listeners and what was lost of outputs: the truth of a ``welcome``."""
         rows = (unit.row() for unit in self._units.values())
         return {
-            "processes": [asdict(row) for row in rows if row is not None],
+            "processes": [row.to_dict() for row in rows if row is not None],
             "blobs": {name: unit.blob for name, unit in self._units.items() if unit.blob is not None},
             "listeners": {f"{u.name}/{x}": s.address for u in self._units.values() for x, s in u.listeners.items()},
             "outputs": {name: asdict(unit.losses) for name, unit in self._units.items() if unit.losses.dropped},
@@ -125,7 +125,7 @@ class Fleet:
         except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise StepFailed("check", errno.EINVAL, "plan", str(error)) from None
         unit = self._vacant(plan)
-        unit.release()
+        unit.vacate()
         try:
             unit.prepare(plan)
             child = unit.fork(fds)
@@ -237,8 +237,10 @@ class Fleet:
         self._look_quiet()
 
     def _look_quiet(self) -> None:
+        if self._when_quiet is None:
+            return
         busy = self._burials or self._dead or any(unit.child is not None for unit in self._units.values())
-        if self._when_quiet is not None and not busy:
+        if not busy:
             action, self._when_quiet = self._when_quiet, None
             self._loop.after(0, action)  # not in the middle of whatever brought us here
 
@@ -336,7 +338,7 @@ class Fleet:
             unit.release()
         else:
             # A failed spawn whose client went away is in the snapshot of the next one: it hears of the end.
-            row = asdict(unit.end(code))
+            row = unit.end(code).to_dict()
             row["extra"] |= {"error": failure.to_wire()} if failure else {}
             self._emit({"event": "ended", "process": row, "left": left})
         self._look_quiet()
@@ -374,7 +376,7 @@ class Fleet:
         if child.failure is None:
             unit.started()
             self._look_quiet()
-            self._answer(unit, {"process": asdict(unit.known()), "listeners": _addresses(unit)})
+            self._answer(unit, {"process": unit.known().to_dict(), "listeners": _addresses(unit)})
 
     def _overdue(self, unit: Unit, child: process.Child) -> None:
         if child.report >= 0:  # else it was concluded, at its death perhaps, and its number may be another's

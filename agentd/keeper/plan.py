@@ -6,7 +6,7 @@ keeper executes the steps in the order of STEPS and names the one that failed.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 VERSION = 1
@@ -115,7 +115,10 @@ class SpawnPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return asdict(self)
+        whole = _flat(self) | {"env": dict(self.env), "output": self.output and _flat(self.output)}
+        for name in ("cgroups", "rlimits", "listeners"):
+            whole[name] = [_flat(part) for part in whole[name]]
+        return whole
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SpawnPlan:
@@ -158,3 +161,12 @@ class Process:
     exit: int | None = None
     """Exit code, or minus the signal number; None while it lives or where the kernel did not tell."""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return _flat(self) | {"extra": dict(self.extra)}
+
+
+def _flat(value: Any) -> dict[str, Any]:
+    """One level of a dataclass: ``asdict`` copies everything deeply, ten times as slowly."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}

@@ -2,18 +2,19 @@
 
 One of each unit, ``<hash>.json``, written before the fork (``spawning``), after exec and READY (``running``) and at the
 end (``ended``); ``idle`` says that only its listeners are left. It holds no value of an environment variable: those may
-be secrets. Beside it ``<hash>.blob``, what the daemon left for the unit, and one ``keeper.json`` of the keeper itself.
+be secrets. Beside it ``<hash>.blob``, what the daemon left for the unit; each change of both is a line more (trail.py).
+And one ``keeper.json`` of the keeper itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentd.keeper import trail
 from agentd.keeper.loop import say
 from agentd.keeper.plan import Process, SpawnPlan
 from agentd.keeper.tree import carries, read_stat, scan
@@ -70,10 +71,7 @@ def write(path: str, content: Json) -> None:
 def read(path: str) -> Json | None:
     """The content of a file of this directory; None if there is none, or it is of another boot (it is removed)."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        if not isinstance(content, dict):
-            raise ValueError("is not a JSON object")
+        content = trail.read(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -118,29 +116,36 @@ class Record:
     """The files of one unit."""
 
     def __init__(self, directory: str, unit: str) -> None:
+        head = {"version": VERSION, "boot": _BOOT}
         self.path = f"{directory}/{digest(unit)}.json"
         self.runtime = os.path.dirname(directory)
-        self._unit, self._blob = unit, f"{directory}/{digest(unit)}.blob"
+        self._trail = trail.Trail(self.path, head)
+        self._blob = trail.Trail(f"{directory}/{digest(unit)}.blob", head | {"unit": unit})
+        self._plan: SpawnPlan | None = None
+        """The plan that the file has."""
 
     def write(self, state: str, plan: SpawnPlan, process: Process | None, listeners: dict[str, str]) -> None:
-        """Replace the file in one step."""
-        text = plan.to_dict() | {"env": sorted(plan.env)}
+        """Say what is so now, in one step."""
         row = process and {name: getattr(process, name) for name in _ROW}
-        write(self.path, {"state": state, "plan": text, "process": row, "listeners": listeners})
+        change: Json = {"state": state, "process": row, "listeners": listeners}
+        if plan is not self._plan:
+            change["plan"] = _plan(plan)
+        self._trail.write(change, lambda: {"plan": _plan(plan)})
+        self._plan = plan
 
     def write_blob(self, text: str | None) -> None:
         """Keep what the daemon left; None removes it."""
         if text is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._blob)
+            self._blob.remove()
         else:
-            write(self._blob, {"unit": self._unit, "text": text})
+            self._blob.write({"text": text}, dict)
 
     def alive(self) -> int | None:
         """The pid that an earlier keeper wrote here, if that very process still lives."""
+        if self._trail.begun:
+            return None  # what stands there is our own
         try:
-            with open(self.path, encoding="utf-8") as file:
-                content: dict[str, Any] = json.load(file)
+            content = trail.read(self.path)
             plan, process = content["plan"], content["process"]
             if content["state"] == "idle":
                 return None
@@ -154,8 +159,12 @@ class Record:
 
     def remove(self) -> None:
         """Delete the file."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+        self._plan = None
+        self._trail.remove()
+
+
+def _plan(plan: SpawnPlan) -> Json:
+    return plan.to_dict() | {"env": sorted(plan.env)}
 
 
 def marked(unit: str, invocation: str, runtime: str) -> int | None:

@@ -64,6 +64,7 @@ class Unit:
         self._addresses: dict[str, str] = {}
         """Where listeners stood that an earlier keeper had open."""
         self._unwritten: Timer | None = None
+        self._row_unwritten = False
         self._blob_written: str | None = None
         self._loop, self._said = loop, said
         self._pidfd = -1
@@ -160,7 +161,7 @@ class Unit:
         state = {
             "unit": self.name,
             "plan": self.plan and self.plan.to_dict() | {"env": {}},
-            "process": row and asdict(row),
+            "process": row and row.to_dict(),
             "stamps": asdict(self.stamps),
             "told": self._told,
             "printed": self.printed,
@@ -198,7 +199,7 @@ class Unit:
             os.close(state["output"])  # it kept the content while nobody else had the FIFO open
         if self._notify:
             self._notify.dropped = state["notify_dropped"]
-        self._write_soon()
+        self._write_row_soon()
         return self.process is not None and self.process.ended is None
 
     def _remember(self, row: Process) -> None:
@@ -346,10 +347,14 @@ class Unit:
         self._write("ended")
         return self.known()
 
-    def release(self) -> None:
-        """Forget the dead process."""
+    def vacate(self) -> None:
+        """Forget the dead process: a spawn follows, and with it another file."""
         self.process = self.child = None
         self._fresh()
+
+    def release(self) -> None:
+        """Forget the dead process."""
+        self.vacate()
         if self.plan is not None and (self.listeners or self._addresses):
             self._write("idle")
         else:
@@ -445,7 +450,7 @@ class Unit:
     def _tell(self) -> None:
         if self.stamps.ready is not None and not self._told_ready:
             self._told_ready = True
-            self._write_soon()
+            self._write_row_soon()
             self._said(self, "ready")
         if self._quiet is not None:
             return
@@ -461,7 +466,7 @@ class Unit:
                 told.append(event)
         if told:
             self._quiet = self._loop.after(STATUS_GAP, self._again)
-            self._write_soon()
+            self._write_row_soon()
         for event in told:
             self._said(self, event)
 
@@ -503,6 +508,11 @@ class Unit:
             self.record.write(state, self.plan, self.row(), self._open_addresses())
         except OSError as error:
             say(f"{self.record.path} cannot be written: {error}; proceeding")
+        self._row_unwritten = False
+
+    def _write_row_soon(self) -> None:
+        self._row_unwritten = True
+        self._write_soon()
 
     def _write_soon(self) -> None:
         if self._unwritten is None:
@@ -511,7 +521,7 @@ class Unit:
     def write_now(self) -> None:
         """Write what has gathered for a next keeper."""
         self._unwritten = None
-        if self.process is not None and self.process.ended is None and self.child is None:
+        if self._row_unwritten and self.process is not None and self.process.ended is None and self.child is None:
             self._write("running")
         if self.blob != self._blob_written:
             try:

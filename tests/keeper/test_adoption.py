@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.keeper import pidfd
+from agentd.keeper import pidfd, trail
 from agentd.keeper.tree import read_stat
 from tests.keeper.conftest import ROOT, TIMEOUT, Client, Json, Keeper, alive
 from tests.waiting import wait_until
@@ -334,7 +334,7 @@ def test_files_of_another_boot_mean_nothing(old: Keeper) -> None:
     wait_until(lambda: list(files.glob("*.blob")), TIMEOUT)
     crash(old)
     for path in files.iterdir():
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"boot": "another"}))
+        path.write_text(json.dumps(trail.read(str(path)) | {"boot": "another"}))
     client = old.start().client()
     assert (client.welcome["processes"], client.welcome["blobs"]) == ([], {})  # type: ignore[attr-defined]
     assert alive(row["pid"])
@@ -347,7 +347,7 @@ def test_a_recycled_pid_is_not_adopted(old: Keeper) -> None:
     row = old.client().done("spawn", plan=old.shell("exec sleep 1000"))["process"]
     crash(old)
     (path,) = (p for p in (old.directory / "keeper").iterdir() if p.name != "keeper.json")
-    content = json.loads(path.read_text())
+    content = trail.read(str(path))
     content["process"]["start_time"] -= 1
     path.write_text(json.dumps(content | {"plan": content["plan"] | {"invocation": "0000000000000000"}}))
     client = old.start().client()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agentd.keeper import trail
 from tests.keeper.conftest import ROOT, Keeper, alive
 
 SELF_PORTRAIT = """
@@ -273,7 +274,7 @@ def test_secrets_of_the_environment_are_not_written(keeper: Keeper) -> None:
     (path,) = (keeper.directory / "keeper").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     assert "sk-hidden" not in path.read_text()
-    content = json.loads(path.read_text())
+    content = trail.read(str(path))
     assert (content["state"], content["process"]["pid"]) == ("running", row["pid"])
     assert content["plan"]["env"] == ["AGENTD_RUNTIME", "KEY", "PATH"]
 
