@@ -99,6 +99,18 @@ def _stream(name: str, subject: str, max_bytes: int, *, discard: str) -> dict[st
     }
 
 
+async def inboxes(connection: Connection) -> frozenset[str]:
+    """The units for which messages are stored, done or not: one question for all of them."""
+    found: set[str] = set()
+    while True:
+        asked = {"subjects_filter": message_subject("*"), "offset": len(found)}
+        state = (await connection.api(f"STREAM.INFO.{MESSAGES}", asked))["state"]
+        subjects = state.get("subjects") or {}
+        found |= {subject.rsplit(".", 1)[1] for subject in subjects}
+        if not subjects or len(found) >= state.get("num_subjects", 0):
+            return frozenset(found)
+
+
 async def _declare(connection: Connection, stream: dict[str, Any]) -> None:
     try:
         found = await connection.api(f"STREAM.INFO.{stream['name']}")

@@ -86,11 +86,22 @@ class Mailbox:
         """What an earlier router recorded; before the first turn."""
         if not self.declared.is_set() and not self.hand.items:
             self.hand = from_hand_record(record)
+            if self.hand.items:
+                self.need()
+
+    def need(self) -> None:
+        """Somebody reads it or sends to it, or something waits in it: from now on it has a consumer on the server.
+
+        A unit that never says hello, and to which nobody writes, costs the server nothing.
+        """
+        if not self.declared.is_set():
+            self._todo.declare = True
+            self.wake()
 
     def know(self, known: Known) -> None:
         """The daemon's facts of this unit changed."""
         if known.in_flight != self.known.in_flight:
-            self._todo.declare = True
+            self._todo.declare = self._todo.declare or self.declared.is_set()
         before, self.known = self.known, known
         if self.line and self.line.invocation and known.over(self.line.invocation) is not None:
             self.line.close()
@@ -111,7 +122,8 @@ class Mailbox:
 
     def bus_is_back(self) -> None:
         """The connection was lost and is there again: the server may have forgotten things."""
-        self._todo.declare = self._todo.look = True
+        self._todo.declare = self._todo.declare or self.declared.is_set()
+        self._todo.look = True
         self.wake()
 
     def stored(self) -> None:
@@ -134,6 +146,7 @@ class Mailbox:
         cause = self.known.over(invocation)
         if cause is not None:
             raise Denied(f"hello: invocation {invocation} of {self.unit} is over ({cause})")
+        self.need()
         before, self.line = self.line, line
         if before is not None and before is not line:
             before.close()
@@ -205,7 +218,8 @@ class Mailbox:
                 await self._turn()
             except BusUnavailable as e:
                 logger().warning("the bus did not follow, trying again", unit=self.unit, error=e.message)
-                self._todo.declare = self._todo.look = True
+                self._todo.declare = self._todo.declare or self.declared.is_set()
+                self._todo.look = True
                 self._todo.later(_RETRY)
             except Exception:  # noqa: BLE001  the root of this task: one mailbox must not stop the others
                 logger().error("a turn of the mailbox failed, trying again", unit=self.unit, exc_info=True)

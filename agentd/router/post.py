@@ -226,6 +226,7 @@ class Post:
         """Store it unless the inbox is full; whether it was there before."""
         body = message.encode()
         tally = target.tally
+        target.need()
         try:
             async with asyncio.timeout(_TIMEOUT):
                 await target.declared.wait()

@@ -62,6 +62,8 @@ class Router:
         self._post = Post(self._boxes, self._publisher)
         self._records: dict[str, dict[str, Any]] | None = None
         self._dead: dict[str, int] = {}
+        self._inboxes: set[str] = set()
+        """Units, served or not, for which messages may be stored since an earlier time."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._applying = asyncio.Lock()
         self.calls = Calls(self._boxes, self._post, self._bus.letters, self._publisher, self._report).table()
@@ -115,10 +117,13 @@ class Router:
                     for unit, box in self._boxes.items():
                         box.load(self._records.get(unit, {}))
                 await self._publisher.resend()
+                self._inboxes |= await topology.inboxes(self._connection)
                 self._bus.ready = True
                 self._dead = await self._bus.letters.counts()
                 for unit, box in self._boxes.items():
                     box.tally.dead = self._dead.get(unit, 0)
+                    if unit in self._inboxes:
+                        box.need()
                     box.bus_is_back()
             except BusUnavailable as e:
                 logger().warning("the bus is not ready, trying again", error=e.message)
@@ -163,6 +168,8 @@ class Router:
         if self._records is not None:
             box.load(self._records.get(unit, {}))
         box.tally.dead = self._dead.get(unit, 0)
+        if unit in self._inboxes:
+            box.need()
         self._boxes[unit] = box
         task = asyncio.create_task(self._run(box), name=f"mailbox {unit}")
         self._units[unit] = served = Served(box, self._listener(unit, now), task)
@@ -206,6 +213,7 @@ class Router:
                 return
             del self._units[unit]
             del self._boxes[unit]
+            self._inboxes.add(unit)
             await served.listener.close()
             await _ended(served.task)
             try:

@@ -23,7 +23,7 @@ class Todo:
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
-        self.declare = True
+        self.declare = False
         self.look = False
         self.record = False
         self.acked = 0

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import nats
+
+from agentd.bus.topology import MESSAGES
+from tests.bus.servers import PASSWORD
 from tests.router.world import World
 from tests.waiting import until
 
@@ -205,3 +209,33 @@ async def test_several_in_flight_and_the_guilty_one_is_found(world: World) -> No
     pool.done(last)
     letters = (await world.router.call("dlq.list", {}))["letters"]
     assert [x["message"] for x in letters] == [idents[1]]
+
+
+async def test_a_unit_without_a_channel_has_nothing_on_the_server(apart: World) -> None:
+    """A unit gets its consumer when it says hello or somebody writes to it; what waited before is delivered all the
+    same, over restarts of the router too."""
+    world = apart
+    for name in ("silent", "written", "reader"):
+        await world.unit(name)
+    reader = await world.agent("reader")
+    ident = await world.send("written")
+    await until(lambda: world.of("written")["pending"] == 1)
+    assert await consumers(world) == {"in-reader", "in-written"}
+    await reader.close()
+    await world.kill_router()
+    await world.start_router()
+    await until(lambda: world.router.connected and (world.of("written") or {}).get("pending") == 1)
+    written = await world.agent("written")
+    delivery = await written.next()
+    assert delivery["message"] == ident
+    written.done(delivery)
+    assert "in-silent" not in await consumers(world)
+
+
+async def consumers(world: World) -> set[str]:
+    """The names of all consumers that the server has."""
+    client = await nats.connect(world.nats.url, user="router", password=PASSWORD)
+    try:
+        return {info.name for info in await client.jetstream().consumers_info(MESSAGES)}
+    finally:
+        await client.close()
