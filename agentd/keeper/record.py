@@ -2,7 +2,8 @@
 
 One of each unit, ``<hash>.json``, written before the fork (``spawning``), after exec and READY (``running``) and at the
 end (``ended``); ``idle`` says that only its listeners are left. It holds no value of an environment variable: those may
-be secrets. Beside it ``<hash>.blob``, what the daemon left for the unit, and one ``keeper.json`` of the keeper itself.
+be secrets. Its first line is everything; the end adds a line with what is different, which costs a tenth of a new file,
+and one that is cut short counts for nothing. Beside them one ``keeper.json`` of the keeper itself.
 """
 
 from __future__ import annotations
@@ -56,7 +57,6 @@ class Saved:
     process: Process | None = None
     listeners: dict[str, str] = field(default_factory=dict)
     """Name → the address that it really had."""
-    blob: str | None = None
 
 
 def write(path: str, content: Json) -> None:
@@ -70,10 +70,7 @@ def write(path: str, content: Json) -> None:
 def read(path: str) -> Json | None:
     """The content of a file of this directory; None if there is none, or it is of another boot (it is removed)."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        if not isinstance(content, dict):
-            raise ValueError("is not a JSON object")
+        content = _content(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -82,6 +79,18 @@ def read(path: str) -> Json | None:
     if content.get("boot", _BOOT) != _BOOT:
         os.unlink(path)
         return None
+    return content
+
+
+def _content(path: str) -> Json:
+    with open(path, encoding="utf-8") as file:
+        first, *added = file.read().split("\n")
+    content = json.loads(first)
+    if not isinstance(content, dict):
+        raise ValueError("is not a JSON object")
+    for line in added[:-1]:
+        with contextlib.suppress(ValueError):  # one that was cut short, and went on about later
+            content |= json.loads(line)
     return content
 
 
@@ -102,9 +111,6 @@ def saved(directory: str) -> list[Saved]:
             found[plan.unit] = Saved(plan.unit, content["state"], plan, process, dict(content.get("listeners") or {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             say(f"a file in {directory} is none of ours: {error!r}; going on without it")
-    for content in _contents(directory, ".blob"):
-        unit = str(content.get("unit"))
-        found.setdefault(unit, Saved(unit)).blob = str(content.get("text"))
     return list(found.values())
 
 
@@ -120,27 +126,29 @@ class Record:
     def __init__(self, directory: str, unit: str) -> None:
         self.path = f"{directory}/{digest(unit)}.json"
         self.runtime = os.path.dirname(directory)
-        self._unit, self._blob = unit, f"{directory}/{digest(unit)}.blob"
 
     def write(self, state: str, plan: SpawnPlan, process: Process | None, listeners: dict[str, str]) -> None:
         """Replace the file in one step."""
         text = plan.to_dict() | {"env": sorted(plan.env)}
-        row = process and {name: getattr(process, name) for name in _ROW}
-        write(self.path, {"state": state, "plan": text, "process": row, "listeners": listeners})
+        write(self.path, {"state": state, "plan": text, "process": _row(process), "listeners": listeners})
 
-    def write_blob(self, text: str | None) -> None:
-        """Keep what the daemon left; None removes it."""
-        if text is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._blob)
-        else:
-            write(self._blob, {"unit": self._unit, "text": text})
+    def end(self, process: Process, listeners: dict[str, str]) -> bool:
+        """Add to the file that this process has ended; False if there is no file. It is there when this returns."""
+        line = json.dumps({"state": "ended", "process": _row(process), "listeners": listeners})
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            os.write(fd, f"\n{line}\n".encode())
+        finally:
+            os.close(fd)
+        return True
 
     def alive(self) -> int | None:
         """The pid that an earlier keeper wrote here, if that very process still lives."""
         try:
-            with open(self.path, encoding="utf-8") as file:
-                content: dict[str, Any] = json.load(file)
+            content = _content(self.path)
             plan, process = content["plan"], content["process"]
             if content["state"] == "idle":
                 return None
@@ -156,6 +164,10 @@ class Record:
         """Delete the file."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+
+
+def _row(process: Process | None) -> Json | None:
+    return None if process is None else {name: getattr(process, name) for name in _ROW}
 
 
 def marked(unit: str, invocation: str, runtime: str) -> int | None:
