@@ -79,7 +79,7 @@ def _restore(
     agent.dump = str(blob.get("dump", ""))
     _feed(supervisor, agent, process)
     if process is not None and process.ended is not None:
-        supervisor.background(supervisor.release(process))
+        supervisor.release(process)
 
 
 def resync(supervisor: Supervisor) -> None:
@@ -102,7 +102,7 @@ def resync(supervisor: Supervisor) -> None:
         if process is not None and process.ended is not None:
             if process.exit is None:
                 process = replace(process, exit=supervisor.witness.exit(process))
-            supervisor.background(supervisor.release(process))
+            supervisor.release(process)
         _feed(supervisor, agent, process)
         supervisor.send_blob(agent)
     for process in processes.values():

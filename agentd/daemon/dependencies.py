@@ -161,7 +161,7 @@ class Dependencies:
 
     def ending(self, agent: Agent, event: Ended) -> str | None:
         """Before the end of a unit is posted: have those restarted that its strategy names; the chain of all that."""
-        if agent.unit is None:
+        if agent.unit is None or agent.unit.restart.strategy == "one_for_one":
             return None
         after, _ = step(agent.life, event, agent.policy, self._fleet.now())
         if after.last is agent.life.last or after.last is None or after.last.cause in INNOCENT:
@@ -295,8 +295,6 @@ class Dependencies:
         """A unit failed and is restarted: with it whom its strategy names."""
         assert agent.unit is not None
         how = agent.unit.restart.strategy
-        if how == "one_for_one":
-            return None
         chain, agent.blame = agent.blame or new_chain(), None
         for generation in reversed(strategy.restarted(how, agent.name, self.relations)):
             for name in generation:

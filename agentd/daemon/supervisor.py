@@ -8,6 +8,7 @@ how a plan looks is the host room's.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal as signals
 import time
@@ -94,6 +95,8 @@ class Supervisor:
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._saved: dict[str, tuple[str | None, bool]] = {}
+        self._untold: dict[str, Agent] = {}
+        """Those whose blob with the keeper is of yesterday."""
         self._log = logger()
         self.tell_fleet()
 
@@ -201,7 +204,8 @@ class Supervisor:
         self.dependencies.parted(kept)
 
     async def stop_all(self, asked: Asked) -> None:
-        """Stop everything in reverse order: dependants first, the bus last."""
+        """Stop everything in reverse order: dependants first, the bus last. Gateway and router need each other for
+        agents only."""
         self.stopping = True
         self.dependencies.cancel()
         self.tell_fleet()
@@ -212,9 +216,8 @@ class Supervisor:
             order = [tuple(graph)]
         for generation in order:
             await self._stop_these([name for name in generation if name in self.agents], asked)
-        for name in ("gateway", "router", "bus"):
-            if name in self.agents:
-                await self._stop_these([name], asked)
+        for system in (("gateway", "router"), ("bus",)):
+            await self._stop_these([name for name in system if name in self.agents], asked)
 
     async def _stop_these(self, names: Iterable[str], asked: Asked) -> None:
         agents = [self.agents[name] for name in names]
@@ -222,6 +225,7 @@ class Supervisor:
             agent.post(Stop(asked.actor, asked.reason, asked.correlation))
         patience = self._patience(agent.name for agent in agents)
         await self.until(lambda: all(agent.life.phase not in LIVE for agent in agents), patience)
+        self.keeper.post("forget", units=[agent.name for agent in agents if agent.life.phase not in LIVE])
 
     def _patience(self, names: Iterable[str]) -> float:
         timeouts = [self.agents[name].policy.stop_timeout for name in names if name in self.agents]
@@ -331,6 +335,7 @@ class Supervisor:
     async def _answered(self, asked: Awaitable[T]) -> T:
         """The keeper's answer. One that stays away is a lost keeper: what it did of it, its next snapshot tells."""
         keeper = self.keeper
+        self._send_blobs()
         try:
             return await asked
         except TooLate as error:
@@ -415,7 +420,7 @@ class Supervisor:
         event = Ended(process.invocation, process.exit, process.ended)
         if (agent := self.agents.get(process.unit)) is not None:
             self.end(agent, event)
-        self.background(self.release(process))
+        self.release(process)
 
     def end(self, agent: Agent, event: Ended) -> None:
         """A unit ended; first those that are restarted with it learn so."""
@@ -440,12 +445,9 @@ class Supervisor:
         if unit in self.agents:
             self.agents[unit].post(event)
 
-    async def release(self, process: Process) -> None:
-        """Let the keeper forget a dead process."""
-        try:
-            await self.keeper.release(process.unit, process.invocation)
-        except AgentdError:
-            return  # the successor's spawn released it already, or the keeper is away and tells it again
+    def release(self, process: Process) -> None:
+        """Let the keeper forget a dead process. A successor's spawn does so too; one that is away tells of it again."""
+        self.keeper.post("release", unit=process.unit, invocation=process.invocation)
 
     def _heard(self, names: set[str]) -> None:
         """Router or gateway have something new about these units."""
@@ -490,7 +492,7 @@ class Supervisor:
     def blob(self, agent: Agent) -> Json:
         """What the next daemon needs to go on with this unit."""
         endings = [[e.invocation, str(e.cause), e.exit, e.at, e.ran, e.text] for e in agent.endings]
-        unit = agent.unit.model_dump(mode="json") if agent.unit is not None else None
+        unit = agent.unit.model_dump(mode="json", exclude_unset=True) if agent.unit is not None else None
         transient = agent.name in self.spawning.transient
         return {
             "life": agent.life.to_json(),
@@ -504,18 +506,24 @@ class Supervisor:
         }
 
     def send_blob(self, agent: Agent) -> None:
-        """Leave with the keeper what the next daemon needs."""
-        self.background(self._blob(agent))
+        """Leave with the keeper what the next daemon needs, once for all changes of this turn, and before whatever the
+        keeper is asked to do for them."""
+        if not self._untold:
+            asyncio.get_running_loop().call_soon(self._send_blobs)
+        self._untold[agent.name] = agent
+
+    def _send_blobs(self) -> None:
+        untold, self._untold = self._untold, {}
+        for name, agent in untold.items():
+            if self.agents.get(name) is agent:  # without a keeper the store has what matters
+                self.keeper.post("blob", unit=name, text=self._text(agent))
 
     async def _blob(self, agent: Agent) -> None:
-        import json
+        with suppress(AgentdError):  # no keeper: the store has what matters
+            await self.keeper.blob(agent.name, self._text(agent))
 
-        if self.agents.get(agent.name) is not agent:
-            return
-        try:
-            await self.keeper.blob(agent.name, json.dumps(self.blob(agent), separators=(",", ":")))
-        except AgentdError:
-            return  # no keeper: the store has what matters
+    def _text(self, agent: Agent) -> str:
+        return json.dumps(self.blob(agent), separators=(",", ":"))
 
     def listen(self) -> None:
         """Begin to hear router and gateway."""

@@ -14,6 +14,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,10 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._serial = 0
         self._open: dict[int, asyncio.Future[Json]] = {}
-        self._waiting: deque[tuple[Json, list[int]]] = deque()
+        self._waiting: deque[tuple[Json, bytes, list[int]]] = deque()
+        self._batches = False
+        """It understands several requests in one packet: what is asked in one turn of the loop travels together."""
+        self._gathering = False
         self._opening: asyncio.Future[Json] | None = self._loop.create_future()
         self._closed = False
 
@@ -134,6 +138,13 @@ class Keeper:
         """Leave up to 1 MiB with the keeper for the next daemon; None drops it."""
         await self._ask("blob", unit=unit, text=text)
 
+    def post(self, do: str, **fields: Any) -> None:
+        """Ask for something without waiting for an answer: none comes. Nothing happens while it is away."""
+        if not self._closed:
+            self.asked[do] += 1
+            with suppress(Unavailable):  # _drop has told everybody
+                self._send({"do": do, **fields}, [])
+
     async def forget(self, unit: str) -> None:
         """Drop everything that the keeper keeps for a removed unit: sockets, listeners, cgroups, blob."""
         await self._ask("forget", unit=unit)
@@ -144,6 +155,8 @@ class Keeper:
 
     def close(self) -> None:
         """Close the connection. ``on_lost`` is not called. The keeper and all units go on."""
+        if not self._closed:
+            self._on_writable()
         self._drop(None)
 
     # ---- packets out
@@ -153,7 +166,7 @@ class Keeper:
         assert opening is not None
         self._loop.add_reader(self._sock, self._on_readable)
         try:
-            self._send({"hello": protocol.VERSION, "client": f"agentd {__version__}"}, [])
+            self._send({"hello": protocol.VERSION, "client": f"agentd {__version__}", "batch": True}, [])
             welcome = await opening
         except BaseException:
             self._drop(None)
@@ -164,6 +177,7 @@ class Keeper:
                 f"the keeper speaks protocol {welcome.get('speaks')}, this daemon {protocol.VERSION}",
                 hint="Restart the keeper with the version that is installed.",
             )
+        self._batches = welcome.get("batch") is True
         self.welcome = welcome | {"processes": [_process(row) for row in welcome.get("processes", [])]}
 
     async def _ask(self, do: str, fds: list[int] | None = None, timeout: float = ANSWER_WITHIN, **fields: Any) -> Json:
@@ -187,13 +201,26 @@ class Keeper:
         return answer
 
     def _send(self, message: Json, fds: list[int]) -> None:
-        if self._waiting or not self._try(message, fds):
-            self._waiting.append((message, [os.dup(fd) for fd in fds]))
+        text = protocol.encode(message)
+        if self._batches and not fds:
+            self._waiting.append((message, text, []))
+            if not self._gathering:
+                self._gathering = True
+                self._loop.call_soon(self._gathered)
+        elif self._waiting or not self._try(text, fds):
+            self._waiting.append((message, text, [os.dup(fd) for fd in fds]))
             self._loop.add_writer(self._sock, self._on_writable)
 
-    def _try(self, message: Json, fds: list[int]) -> bool:
+    def _gathered(self) -> None:
+        self._gathering = False
+        if not self._closed:
+            self._on_writable()
+            if self._waiting and not self._closed:
+                self._loop.add_writer(self._sock, self._on_writable)
+
+    def _try(self, text: bytes, fds: list[int]) -> bool:
         try:
-            protocol.send(self._sock, message, fds)
+            protocol.transmit(self._sock, text, fds)
         except BlockingIOError:
             return False
         except protocol.PacketError as error:
@@ -205,21 +232,29 @@ class Keeper:
 
     def _on_writable(self) -> None:
         while self._waiting:
-            message, fds = self._waiting[0]
+            message, _, fds = self._waiting[0]
+            text, count = self._next()
             try:
-                if not self._try(message, fds):
+                if not self._try(text, fds):
                     return
             except Unavailable:
                 return  # _drop has told everybody
             except ProtocolError as error:
                 self._fail(message, error)
-            self._waiting.popleft()
+            for _ in range(count):
+                self._waiting.popleft()
             protocol.close(fds)
         self._loop.remove_writer(self._sock)
 
+    def _next(self) -> tuple[bytes, int]:
+        """The next packet, and how many of those that wait it holds. One with descriptors travels alone."""
+        if not self._batches or self._waiting[0][2]:
+            return self._waiting[0][1], 1
+        return protocol.gather(text for _, text, _ in takewhile(lambda one: not one[2], self._waiting))
+
     def _fail(self, message: Json, error: ProtocolError) -> None:
         """A packet that cannot be sent fails its own request and holds up nobody."""
-        future = self._open.get(message["id"])
+        future = self._open.get(message.get("id", 0))
         if future is not None and not future.done():
             future.set_exception(error)
 
@@ -235,7 +270,8 @@ class Keeper:
                 self._drop(error)
                 return
             protocol.close(fds)
-            self._take(message)
+            for one in message["batch"] if isinstance(message.get("batch"), list) else (message,):
+                self._take(one)
 
     def _take(self, message: Json) -> None:
         if self._opening is not None:
@@ -266,7 +302,7 @@ class Keeper:
         self._loop.remove_writer(self._sock)
         with suppress(OSError):
             self._sock.close()
-        for _, fds in self._waiting:
+        for _, _, fds in self._waiting:
             protocol.close(fds)
         self._waiting.clear()
         for future in (*self._open.values(), *([self._opening] if self._opening else [])):

@@ -72,8 +72,14 @@ def write(path: str, text: str) -> None:
 
 def read(path: str) -> str:
     """The text of a cgroup file."""
-    with open(path, encoding="ascii", errors="replace") as file:
-        return file.read()
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode("ascii", "replace")
 
 
 def enter(path: str) -> None:
@@ -114,6 +120,9 @@ def kill(path: str) -> None:
 
 def remove(path: str) -> bool:
     """Remove the directory and what is below it; whether it is gone. One that is busy or not empty stays."""
+    with contextlib.suppress(OSError):  # most have nothing below them
+        os.rmdir(path)
+        return True
     for directory, _, _ in os.walk(path, topdown=False):
         try:
             os.rmdir(directory)

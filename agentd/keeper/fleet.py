@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from agentd.keeper import cgroup, process, record, tree
+from agentd.keeper.blobs import Blobs
+from agentd.keeper.forgetting import Forgetting
 from agentd.keeper.loop import Loop, say
 from agentd.keeper.plan import SpawnPlan
 from agentd.keeper.process import StepFailed
@@ -25,6 +27,7 @@ Json = dict[str, Any]
 SPAWN_TIMEOUT = 10.0
 """Seconds from fork to exec; a child that hangs there (a dead network file system) is killed."""
 BLOB_SIZE = 1 << 20
+_SIGNALS = signal.valid_signals()
 END_TIMEOUT = 5.0
 """Seconds that the last units have to disappear after SIGKILL."""
 
@@ -47,6 +50,9 @@ class Fleet:
     def __init__(self, loop: Loop, directory: str, emit: Callable[[Json], None]) -> None:
         self._loop, self._directory, self._emit = loop, directory, emit
         self._units: dict[str, Unit] = {}
+        self.blobs = Blobs(loop, directory)
+        """What the daemon leaves for its successor."""
+        self._forgetting = Forgetting(loop, self._forget, self.blobs.write)
         self._mains: dict[int, Unit] = {}
         self._answers: dict[str, Callable[[Json], bool]] = {}
         self._late: set[str] = set()
@@ -71,14 +77,15 @@ class Fleet:
         rows = (unit.row() for unit in self._units.values())
         return {
             "processes": [row.to_dict() for row in rows if row is not None],
-            "blobs": {name: unit.blob for name, unit in self._units.items() if unit.blob is not None},
+            "blobs": self.blobs.all(),
             "listeners": {f"{u.name}/{x}": s.address for u in self._units.values() for x, s in u.listeners.items()},
             "outputs": {name: asdict(unit.losses) for name, unit in self._units.items() if unit.losses.dropped},
         }
 
     def beats(self, name: str | None = None) -> Json:
         """The last WATCHDOG=1, and the last output, of each living unit that has sent one; or of one unit only."""
-        units = [u for u in self._mains.values() if name is None or u.name == name]
+        one = self._units.get(name or "")
+        units = list(self._mains.values()) if name is None else [one] if one is not None and self._main(one) else []
         return {
             "beats": {u.name: u.stamps.beat for u in units if u.stamps.beat is not None},
             "output": {u.name: u.printed for u in units if u.printed is not None},
@@ -147,7 +154,7 @@ class Fleet:
 
     def signal(self, name: str, invocation: str, number: int, whole: bool) -> None:
         """Signal a living invocation."""
-        if number not in signal.valid_signals():
+        if number not in _SIGNALS:
             raise Refused("bad", f"{number} is no signal")
         try:
             self._living(name, invocation).signal(number, whole)
@@ -171,17 +178,28 @@ class Fleet:
         """Keep a text for a unit; None drops it."""
         if text is not None and len(text.encode()) > BLOB_SIZE:
             raise Refused("too_long", f"{name}: the blob is over {BLOB_SIZE} bytes")
-        self._unit(name).keep(text)
+        self._forgetting.first(name)
+        self.blobs.put(name, text)
 
     def forget(self, name: str) -> None:
         """Give back all that is held for a unit that is removed. Nothing happens if there is none."""
         unit = self._units.get(name)
-        if unit is None:
-            return
-        if unit.alive:
+        if unit is not None and unit.alive:
             raise Refused("exists", f"{name} still lives: stop it first")
-        unit.forget()
-        del self._units[name]
+        self._forget(name)
+        self.blobs.write()
+
+    def forget_all(self, names: list[str]) -> None:
+        """The same for many, soon; of one that lives nothing is given back."""
+        self._forgetting.add(names)
+
+    def _forget(self, name: str) -> None:
+        unit = self._units.get(name)
+        if unit is None or not unit.alive:
+            self._units.pop(name, None)
+            self.blobs.put(name, None)
+            if unit is not None:
+                unit.forget()
 
     def end(self, done: Callable[[], None]) -> None:
         """Kill everything; ``done`` is called when it is gone and cleaned up, at the latest after END_TIMEOUT."""
@@ -216,10 +234,11 @@ class Fleet:
     def handover(self) -> tuple[list[Json], list[int]]:
         """All units for this same keeper after its exec, and the descriptors that must stay open."""
         states = [unit.handover() for unit in self._units.values()]
-        return [state for state, _ in states], [fd for _, fds in states for fd in fds]
+        texts = self.blobs.all()
+        return [s | {"blob": texts.get(s["unit"])} for s, _ in states], [fd for _, fds in states for fd in fds]
 
     def resume(self, states: list[Json], parents: list[str]) -> None:
-        """Take over what ``handover`` gave."""
+        """Take over what ``handover`` gave; blobs are resumed before."""
         self._parents = list(parents)
         for state in states:
             unit = self._unit(state["unit"])
@@ -351,6 +370,7 @@ class Fleet:
         """The unit, if nothing of it lives."""
         if self._when_empty is not None:
             raise Refused("ending", f"{plan.unit}: the keeper ends and starts nothing more")
+        self._forgetting.first(plan.unit)
         unit = self._unit(plan.unit)
         if unit.alive:
             raise Refused("exists", f"{plan.unit}: a process of this unit lives (pid {unit.known().pid})")
@@ -401,10 +421,14 @@ class Fleet:
         return self._units[name]
 
     def _living(self, name: str, invocation: str) -> Unit:
-        for unit in self._mains.values():
-            if unit.name == name and unit.process is not None and unit.process.invocation == invocation:
-                return unit
+        unit = self._units.get(name)
+        if unit is not None and self._main(unit) and unit.known().invocation == invocation:
+            return unit
         raise Refused("gone", f"{name}: {invocation} does not live")
+
+    def _main(self, unit: Unit) -> bool:
+        """Its main process lives."""
+        return unit.process is not None and self._mains.get(unit.process.pid) is unit
 
     def _said(self, unit: Unit, event: str) -> None:
         if event == "output":
@@ -426,6 +450,7 @@ class Fleet:
         done, self._when_empty = self._when_empty, None
         if done is None:
             return
+        self._forgetting.finish()
         for unit in self._units.values():
             if unit.alive:
                 say(f"{unit.name} does not die; its cgroup and file stay")
@@ -434,6 +459,7 @@ class Fleet:
                 unit.forget()
             except OSError as error:
                 say(f"something of {unit.name} stays: {error}; going on")
+        self.blobs.close()
         for path in reversed(self._parents):
             cgroup.remove(path)
         done()

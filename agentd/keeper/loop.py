@@ -54,6 +54,7 @@ class Loop:
         self._epoll = select.epoll()
         self._watches: dict[int, Watch] = {}
         self._timers: list[Timer] = []
+        self._last: list[Callable[[], None]] = []
         self._rotation = 0
         self._running = False
         self._on_signal: dict[int, Callable[[], None]] = {}
@@ -86,6 +87,10 @@ class Loop:
         heapq.heappush(self._timers, timer)
         return timer
 
+    def last(self, action: Callable[[], None]) -> None:
+        """Call action at the end of this turn's ordinary events, before bulk ones; or of the next turn's."""
+        self._last.append(action)
+
     def on_signals(self, actions: dict[int, Callable[[], None]]) -> None:
         """Call the action of each signal from the loop, never in the middle of something else."""
         reader, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -115,6 +120,9 @@ class Loop:
             if watch.live and not watch.bulk:
                 _guarded(watch.action, mask)
         self._due()
+        last, self._last = self._last, []
+        for action in last:
+            _guarded(lambda _, action=action: action(), 0)  # type: ignore[misc]
         self._bulk([watch for watch, _ in ready if watch.bulk])
 
     def _bulk(self, ready: list[Watch]) -> None:
@@ -127,6 +135,8 @@ class Loop:
                 _guarded(watch.action, BULK_QUOTA // len(ready))
 
     def _timeout(self) -> float:
+        if self._last:
+            return 0.0
         while self._timers and not self._timers[0].live:
             heapq.heappop(self._timers)
         return max(0.0, self._timers[0].at - time.monotonic()) if self._timers else -1

@@ -89,6 +89,8 @@ class Keeper:
             self._write()
 
     def _resume(self, resumed: Json) -> None:
+        own = {unit["unit"]: unit["blob"] for unit in resumed["units"] if unit["blob"] is not None}
+        self._fleet.blobs.resume(resumed.get("blobs", own))
         self._fleet.resume(resumed["units"], resumed["parents"])
         if self._slot and resumed["daemon"]:
             self._slot.resume(*resumed["daemon"])
@@ -112,6 +114,7 @@ class Keeper:
         slot = self._slot
         return {
             "units": units,
+            "blobs": self._fleet.blobs.all(),
             "parents": self._fleet.parents,
             "server": server,
             "daemon": [slot.pid, slot.start_time, slot.greeted] if slot and slot.pid else None,

@@ -10,7 +10,7 @@ import array
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 VERSION = 1
@@ -19,6 +19,8 @@ MAX_TEXT = 60_000
 """Bytes of JSON that travel in the packet itself; a longer text goes into a memfd."""
 MAX_MEMFD = 64 << 20
 """Bytes of JSON that a memfd may hold."""
+MAX_BATCH = 256
+"""Messages of one packet."""
 MAX_FDS = 128
 """Descriptors of one packet, the memfd included."""
 
@@ -36,7 +38,42 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
     Raises BlockingIOError when a non-blocking socket is full (nothing was sent), ConnectionError when the peer is
     gone, PacketError when the message is over a limit.
     """
-    text = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+    transmit(sock, encode(message), fds)
+
+
+def encode(message: Message) -> bytes:
+    """The text of a packet, for ``transmit``."""
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def gather(texts: Iterable[bytes]) -> tuple[bytes, int]:
+    """As many of the first texts as fit into one packet, at least one: the text of the packet, and how many it holds.
+
+    For a peer that has said that it understands ``batch``.
+    """
+    taken: list[bytes] = []
+    room = MAX_TEXT - len(b'{"batch":[]}')
+    for text in texts:
+        room -= len(text) + 1
+        if taken and (room < 0 or len(taken) == MAX_BATCH):
+            break
+        taken.append(text)
+    return (taken[0] if len(taken) == 1 else b'{"batch":[' + b",".join(taken) + b"]}"), len(taken)
+
+
+def messages(message: Message, fds: Sequence[int] = ()) -> list[Message]:
+    """What a packet holds: itself, or the messages of its batch. Raises PacketError."""
+    batch = message.get("batch")
+    if not isinstance(batch, list):
+        return [message]
+    if fds or not all(isinstance(one, dict) for one in batch):
+        close(fds)
+        raise PacketError("a batch holds something that is not a JSON object, or brings descriptors")
+    return batch
+
+
+def transmit(sock: socket.socket, text: bytes, fds: Sequence[int] = ()) -> None:
+    """``send`` of a text that is encoded already."""
     if len(text) <= MAX_TEXT:
         _transmit(sock, text, fds)
         return

@@ -2,8 +2,7 @@
 
 One of each unit, ``<hash>.json``, written before the fork (``spawning``), after exec and READY (``running``) and at the
 end (``ended``); ``idle`` says that only its listeners are left. It holds no value of an environment variable: those may
-be secrets. Beside it ``<hash>.blob``, what the daemon left for the unit; each change of both is a line more (trail.py).
-And one ``keeper.json`` of the keeper itself.
+be secrets. Each change is a line more (trail.py). Beside them one ``keeper.json`` of the keeper itself.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ class Saved:
     process: Process | None = None
     listeners: dict[str, str] = field(default_factory=dict)
     """Name → the address that it really had."""
-    blob: str | None = None
 
 
 def write(path: str, content: Json) -> None:
@@ -100,9 +98,6 @@ def saved(directory: str) -> list[Saved]:
             found[plan.unit] = Saved(plan.unit, content["state"], plan, process, dict(content.get("listeners") or {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             say(f"a file in {directory} is none of ours: {error!r}; going on without it")
-    for content in _contents(directory, ".blob"):
-        unit = str(content.get("unit"))
-        found.setdefault(unit, Saved(unit)).blob = str(content.get("text"))
     return list(found.values())
 
 
@@ -120,7 +115,6 @@ class Record:
         self.path = f"{directory}/{digest(unit)}.json"
         self.runtime = os.path.dirname(directory)
         self._trail = trail.Trail(self.path, head)
-        self._blob = trail.Trail(f"{directory}/{digest(unit)}.blob", head | {"unit": unit})
         self._plan: SpawnPlan | None = None
         """The plan that the file has."""
 
@@ -132,13 +126,6 @@ class Record:
             change["plan"] = _plan(plan)
         self._trail.write(change, lambda: {"plan": _plan(plan)})
         self._plan = plan
-
-    def write_blob(self, text: str | None) -> None:
-        """Keep what the daemon left; None removes it."""
-        if text is None:
-            self._blob.remove()
-        else:
-            self._blob.write({"text": text}, dict)
 
     def alive(self) -> int | None:
         """The pid that an earlier keeper wrote here, if that very process still lives."""

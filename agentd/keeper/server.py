@@ -23,7 +23,9 @@ from agentd.keeper.process import StepFailed
 
 Json = dict[str, Any]
 QUEUE = 1000
-"""Packets that may wait for a client that does not read."""
+"""Messages that may wait for a client that does not read."""
+GATHER = 100
+"""Messages that may gather in one turn before they leave, for a client that understands batches."""
 TURN = 0.01
 """Seconds of one turn that the client's requests may take: a fleet that starts must not keep heartbeats unread."""
 HELLO_TIMEOUT = 5.0
@@ -42,25 +44,39 @@ class Connection:
         lost: Callable[[Connection], None],
     ) -> None:
         self.open = True
+        self.batches = False
+        """The client understands several messages in one packet."""
         self._loop, self._socket, self._received, self._lost = loop, sock, received, lost
-        self._queue: deque[Json] = deque()
-        self._blocked = False
+        self._queue: deque[bytes] = deque()
+        self._blocked = self._gathering = self._reading = False
+        self._waiting: deque[Json] = deque()
+        """Messages of a batch whose turn has not come."""
         loop.watch(sock.fileno(), self._ready)
 
     def send(self, message: Json) -> bool:
         """Send now or queue; a client that lets QUEUE packets wait is disconnected. False: it is gone."""
         if not self.open:
             return False
-        self._queue.append(message)
-        if len(self._queue) == 1:
+        self._queue.append(protocol.encode(message))
+        if self._blocked:
+            if len(self._queue) > QUEUE:
+                say(f"the client lets {QUEUE} packets wait; disconnecting it")
+                self.close()
+        elif not self.batches or len(self._queue) >= GATHER:
             self._flush()
-        elif len(self._queue) > QUEUE:
-            say(f"the client lets {QUEUE} packets wait; disconnecting it")
-            self.close()
+        elif not self._gathering:
+            self._gathering = True
+            self._loop.last(self._gathered)
         return self.open
+
+    def flush(self) -> None:
+        """Send what has gathered now, as far as the client takes it."""
+        if self.open and self._queue and not self._blocked:
+            self._flush()
 
     def close(self) -> None:
         """Close it, once."""
+        self.flush()
         if self.open:
             self.open = False
             self._loop.unwatch(self._socket.fileno())
@@ -73,19 +89,30 @@ class Connection:
         if events & ~EPOLLOUT:
             self._read()
 
+    def _gathered(self) -> None:
+        self._gathering = False
+        self.flush()
+
     def _flush(self) -> None:
         try:
             while self._queue:
-                protocol.send(self._socket, self._queue[0])
-                self._queue.popleft()
+                text, count = protocol.gather(self._queue) if self.batches else (self._queue[0], 1)
+                protocol.transmit(self._socket, text)
+                for _ in range(count):
+                    self._queue.popleft()
             self._block(False)
         except BlockingIOError:
             self._block(True)
         except ConnectionError:
-            self.close()
+            self._break()
         except (OSError, protocol.PacketError) as error:
             say(f"the client cannot be told: {error}; disconnecting it")
-            self.close()
+            self._break()
+
+    def _break(self) -> None:
+        """Close it; what still waits reaches nobody."""
+        self._queue.clear()
+        self.close()
 
     def _block(self, blocked: bool) -> None:
         if blocked != self._blocked:
@@ -95,21 +122,41 @@ class Connection:
     def _read(self) -> None:
         end = time.monotonic() + TURN
         while self.open and time.monotonic() < end:
-            try:
-                message, fds = protocol.receive(self._socket)
-            except BlockingIOError:
+            if self._waiting:
+                self._received(self, self._waiting.popleft(), [])
+            elif not self._receive():
                 return
-            except (EOFError, ConnectionError):
-                self.close()
-                return
-            except (protocol.PacketError, OSError) as error:
-                say(f"bad packet from the client: {error}; disconnecting it")
-                self.close()
-                return
-            try:
-                self._received(self, message, fds)
-            finally:
-                protocol.close(fds)
+        if self._waiting and self.open and not self._reading:
+            self._reading = True
+            self._loop.last(self._read_on)  # the turn is over, and the socket need not be readable any more
+
+    def _read_on(self) -> None:
+        self._reading = False
+        if self.open:
+            self._read()
+
+    def _receive(self) -> bool:
+        """Take one packet, and have it executed unless it is a batch; False if there is none."""
+        try:
+            message, fds = protocol.receive(self._socket)
+            found = protocol.messages(message, fds) if self.batches else [message]
+        except BlockingIOError:
+            return False
+        except (EOFError, ConnectionError):
+            self._break()
+            return False
+        except (protocol.PacketError, OSError) as error:
+            say(f"bad packet from the client: {error}; disconnecting it")
+            self.close()
+            return False
+        try:
+            if len(found) == 1:
+                self._received(self, found[0], fds)
+            else:
+                self._waiting.extend(found)
+        finally:
+            protocol.close(fds)
+        return True
 
 
 class Server:
@@ -150,6 +197,11 @@ class Server:
         self._rev += 1
         if self._client is not None:
             self._client.send({"rev": self._rev} | event)
+
+    def flush(self) -> None:
+        """Send now what has gathered for the client."""
+        if self._client is not None:
+            self._client.flush()
 
     def handover(self) -> tuple[Json, list[int]]:
         """What this same keeper needs to serve on after its exec."""
@@ -213,10 +265,12 @@ class Server:
         before, self._client = self._client, connection
         if before is not None:
             before.close()
+        connection.batches = message.get("batch") is True
         keeper = {"pid": os.getpid(), "version": __version__, "epoch": self.epoch, "now": time.monotonic()}
         connection.send(
             {
                 "welcome": min(spoken, protocol.VERSION),
+                "batch": True,
                 "keeper": keeper,
                 "rev": self._rev,
                 "stopping": self.stopping,
@@ -231,7 +285,7 @@ class Server:
         number = message.get("id")
 
         def answer(body: Json) -> bool:
-            return connection.send({"answer": number} | body)
+            return connection.open if number is None else connection.send({"answer": number} | body)
 
         try:
             body = self._do(message, fds, answer)
@@ -266,10 +320,12 @@ class Server:
             case "blob":
                 text = None if message.get("text") is None else _field(message, "text", str)
                 self.fleet.set_blob(_field(message, "unit", str), text)
+            case "forget" if "units" in message:
+                self.fleet.forget_all([str(name) for name in _field(message, "units", list)])
             case "forget":
                 self.fleet.forget(_field(message, "unit", str))
             case "upgrade":
-                self.upgrade(answer)
+                self.upgrade(lambda body: self._at_once(answer, body))
                 return None
             case "end":
                 self._stop(lambda: answer({}))
@@ -277,6 +333,11 @@ class Server:
             case other:
                 raise Refused("unknown", f"this keeper does not know the request {other!r}")
         return {}
+
+    def _at_once(self, answer: Callable[[Json], bool], body: Json) -> None:
+        """Answer before an exec: nothing may gather any more."""
+        answer(body)
+        self.flush()
 
 
 def _field(message: Json, name: str, kind: type) -> Any:

@@ -196,6 +196,9 @@ class Burial:
     def begin(self) -> None:
         """Kill now; ``done`` is called at once if nothing was left."""
         if self._tree.cgroup is not None:
+            if not cgroup.populated(self._tree.cgroup):
+                self._done([])
+                return
             with contextlib.suppress(FileNotFoundError):
                 self._events = os.open(f"{self._tree.cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
                 self._loop.watch(self._events, lambda _: self.check(), EPOLLPRI)

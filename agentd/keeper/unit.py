@@ -31,8 +31,8 @@ LAST_WORDS = 4096
 STATUS_GAP = 0.1
 """Seconds between two events of one unit about what it said, READY apart."""
 WRITE_GAP = 0.05
-"""Seconds in which blobs, READY and STATUS gather before they are written for a next keeper. The daemon has them too,
-so only the death of both within that time can lose one."""
+"""Seconds in which READY and STATUS gather before they are written for a next keeper. The daemon has them too, so only
+the death of both within that time can lose one."""
 FIRST_FD = 3
 """Where the descriptors that a unit inherits begin."""
 LOSS_GAP = 1.0
@@ -49,7 +49,6 @@ class Unit:
 
     def __init__(self, loop: Loop, name: str, record: Record, said: Callable[[Unit, str], None]) -> None:
         self.name, self.record = name, record
-        self.blob: str | None = None
         self.plan: SpawnPlan | None = None
         self.child: Child | None = None
         """A fork that has not answered yet."""
@@ -64,8 +63,6 @@ class Unit:
         self._addresses: dict[str, str] = {}
         """Where listeners stood that an earlier keeper had open."""
         self._unwritten: Timer | None = None
-        self._row_unwritten = False
-        self._blob_written: str | None = None
         self._loop, self._said = loop, said
         self._pidfd = -1
         self._notify: NotifySocket | None = None
@@ -117,18 +114,13 @@ class Unit:
 
     # From one keeper to the next
 
-    def keep(self, blob: str | None) -> None:
-        """What the daemon leaves for its successor; None drops it."""
-        self.blob = blob
-        self._write_soon()
-
     def adopt(self, saved: Saved) -> bool:
         """Take over what the files of an earlier keeper say; whether its main process lives.
 
         One of which they say nothing certain is looked for by its marker. What cannot be opened again is left to the
         next spawn, which says why.
         """
-        self.plan, self.blob, self._blob_written = saved.plan, saved.blob, saved.blob
+        self.plan = saved.plan
         self._addresses = dict(saved.listeners)
         row = (
             saved.process
@@ -165,7 +157,6 @@ class Unit:
             "stamps": asdict(self.stamps),
             "told": self._told,
             "printed": self.printed,
-            "blob": self.blob,
             "adrift": self.adrift,
             "addresses": self._addresses,
             "listeners": sockets,
@@ -183,7 +174,7 @@ class Unit:
             self._remember(_process(state["process"]))
         self.stamps = Stamps(**{k: v for k, v in state["stamps"].items() if k in Stamps.__dataclass_fields__})
         self._told, self.printed = state.get("told", self._told), state.get("printed")
-        self.blob, self.adrift, self._pidfd = state["blob"], state["adrift"], state["pidfd"]
+        self.adrift, self._pidfd = state["adrift"], state["pidfd"]
         self._addresses = state["addresses"]
         self.losses = Losses(**{k: v for k, v in state["losses"].items() if k in Losses.__dataclass_fields__})
         self._told_losses = (self.losses.dropped, self.losses.losing)
@@ -199,7 +190,7 @@ class Unit:
             os.close(state["output"])  # it kept the content while nobody else had the FIFO open
         if self._notify:
             self._notify.dropped = state["notify_dropped"]
-        self._write_row_soon()
+        self._write_soon()
         return self.process is not None and self.process.ended is None
 
     def _remember(self, row: Process) -> None:
@@ -368,7 +359,6 @@ class Unit:
             self._unwritten.cancel()
             self._unwritten = None
         self.record.remove()
-        self.record.write_blob(None)
         for closing in (self._notify, self._output, *self.listeners.values()):
             if closing is not None:
                 self._loop.unwatch(closing.fileno())
@@ -383,7 +373,7 @@ class Unit:
         for group in self.plan.cgroups if self.plan else ():
             if not cgroup.remove(group.path):
                 say(f"cgroup {group.path} of {self.name} is busy and stays")
-        self.blob = self.plan = None
+        self.plan = None
 
     def _fresh(self) -> None:
         """No invocation has said anything yet."""
@@ -450,7 +440,7 @@ class Unit:
     def _tell(self) -> None:
         if self.stamps.ready is not None and not self._told_ready:
             self._told_ready = True
-            self._write_row_soon()
+            self._write_soon()
             self._said(self, "ready")
         if self._quiet is not None:
             return
@@ -466,7 +456,7 @@ class Unit:
                 told.append(event)
         if told:
             self._quiet = self._loop.after(STATUS_GAP, self._again)
-            self._write_row_soon()
+            self._write_soon()
         for event in told:
             self._said(self, event)
 
@@ -508,11 +498,6 @@ class Unit:
             self.record.write(state, self.plan, self.row(), self._open_addresses())
         except OSError as error:
             say(f"{self.record.path} cannot be written: {error}; proceeding")
-        self._row_unwritten = False
-
-    def _write_row_soon(self) -> None:
-        self._row_unwritten = True
-        self._write_soon()
 
     def _write_soon(self) -> None:
         if self._unwritten is None:
@@ -521,14 +506,8 @@ class Unit:
     def write_now(self) -> None:
         """Write what has gathered for a next keeper."""
         self._unwritten = None
-        if self._row_unwritten and self.process is not None and self.process.ended is None and self.child is None:
+        if self.process is not None and self.process.ended is None and self.child is None:
             self._write("running")
-        if self.blob != self._blob_written:
-            try:
-                self.record.write_blob(self.blob)
-                self._blob_written = self.blob
-            except OSError as error:
-                say(f"the blob of {self.name} cannot be written: {error}; proceeding")
 
 
 def _found(plan: SpawnPlan, runtime: str) -> Process | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -179,8 +179,11 @@ class Life:
         return self.phase in DOWN
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads again."""
-        return asdict(self)
+        """A JSON object that ``from_json`` reads again. Written at each change, so without ``asdict``'s deep copies."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.last is not None:
+            row["last"] = {name: getattr(self.last, name) for name in Ending.__dataclass_fields__}
+        return row
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Life:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ class Facts:
         """The line that brings a client up to date: what changed, or everything."""
         head = {"epoch": self.epoch, "rev": self.rev}
         if have and have[0] == self.epoch and have[1] <= self.rev and self._remembers(have[1]):
-            changed = {key for rev, key in self._changes if rev > have[1]}
+            recent = takewhile(lambda change: change[0] > have[1], reversed(self._changes))
+            changed = {key for _, key in recent}
             return {**head, **self._delta(changed)}
         return {**head, "full": dict(self._values)}
 

@@ -103,6 +103,11 @@ def test_the_keeper_is_killed_and_the_next_one_adopts_all(short_dir: Path) -> No
         assert check_lines(f.log_of("writer")) > 100
 
 
+def lines(path: Path) -> list[str]:
+    """Those of a file that may not be there yet."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def gone(pid: int) -> bool:
     """It is dead; a zombie whose new parent takes its time is."""
     try:
@@ -118,8 +123,8 @@ def test_keeper_and_daemon_are_killed_together(short_dir: Path) -> None:
         before = f.wait("b", state="running", restarts=1)
         f.post("/v1/units/a/stop")
         pid = about(f)["pid"]
-        blob = next(p for p in (short_dir / "r" / "keeper").glob("*.blob") if '"unit": "a"' in p.read_text())
-        wait_until(lambda: "inactive" in blob.read_text(), 5)
+        blobs = short_dir / "r" / "keeper" / "blobs.log"
+        wait_until(lambda: any(line.startswith('["a"') and "inactive" in line for line in lines(blobs)), 5)
         assert f.process is not None
         f.process.kill()
         f.kill(pid)
