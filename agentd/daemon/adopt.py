@@ -46,6 +46,7 @@ def restore(supervisor: Supervisor, units: dict[str, Unit]) -> set[str]:
     blobs = {name: _read(text) for name, text in welcome.get("blobs", {}).items()}
     processes: dict[str, Process] = {process.unit: process for process in welcome["processes"]}
     new: set[str] = set()
+    supervisor.spawning.reserve(units.values())
     for name in (*SYSTEM_UNITS, *units, *(n for n in blobs if n not in units and n not in SYSTEM_UNITS)):
         blob = blobs.get(name, {})
         if name not in SYSTEM_UNITS and (unit := units.get(name) or _unit(blob)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal as signals
 import time
@@ -161,14 +162,21 @@ class Controller:
         findings = list(loaded.findings)
         done: dict[str, list[str]] = {"started": [], "restarted": [], "unchanged": []}
         texts = {str(file["path"]): str(file["text"]) for file in files}
-        ready: list[tuple[str, str]] = []
+        right: list[Unit] = []
         for name, unit in loaded.units.items():
-            text = texts[str(unit.file)]
-            problems = self._supervisor.spawning.check(name, unit, text)
+            problems = self._supervisor.spawning.check(name, unit, texts[str(unit.file)])
             findings += problems
             if not any(p["severity"] == "error" for p in problems):
-                ready.append((self._install(unit, text), name))
-        outcomes = {name: outcome for outcome, name in ready}
+                right.append(unit)
+            await asyncio.sleep(0)  # a thousand files take seconds: everybody else goes on meanwhile
+        self._supervisor.spawning.reserve(right)
+        outcomes: dict[str, str] = {}
+        for unit in right:
+            self._going_on()
+            outcomes[unit.name] = self._install(unit, texts[str(unit.file)])
+            await asyncio.sleep(0)
+        self._going_on()
+        outcomes = {name: outcome for name, outcome in outcomes.items() if name in self._supervisor.agents}
         for name in in_order(outcomes, self._supervisor.dependencies.relations):
             if outcomes[name] == "started":
                 self._supervisor.start(name, _asked(actor), turn=True)

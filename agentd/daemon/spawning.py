@@ -11,7 +11,8 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,12 @@ class Spawning:
                 return None
             self._uids[key] = account.uid if account.switch else None
         return self._uids[key]
+
+    def reserve(self, units: Iterable[Unit]) -> None:
+        """Give many units their uids by one write to the disk. What goes wrong is each unit's own to tell, when it is
+        spawned."""
+        with suppress(AgentdError):
+            self._place.identities.reserve(unit.name for unit in units if unit.agent.user is None)
 
     def forget(self, name: str) -> None:
         """The unit is removed. Its uid stays its own for as long as it has files."""

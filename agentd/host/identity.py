@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,15 @@ class Identities:
                 self._write(self._known | {unit: uid})
         return Account(uid, uid, (), unit, switch=True)
 
+    def reserve(self, units: Iterable[str]) -> None:
+        """Record the accounts of many units by one write; who gets none here is told so by ``own``."""
+        if not self.switch:
+            return
+        with self._lock:
+            fresh = dict(zip((unit for unit in units if unit not in self._known), self._free(), strict=False))
+            if fresh:
+                self._write(self._known | fresh)
+
     def peek(self, unit: str) -> Account | None:
         """The same without recording anything; None for a unit that has no uid yet."""
         if not self.switch:
@@ -88,13 +98,18 @@ class Identities:
             )
         return account
 
-    def _next(self, unit: str) -> int:
+    def _free(self) -> Iterator[int]:
+        """Uids that nobody has."""
         taken = set(self._known.values())
         start = int.from_bytes(hashlib.sha256(os.fsencode(self.file.absolute())).digest()[:4]) % len(self.uids)
         for step in range(len(self.uids)):
             uid = self.uids[(start + step) % len(self.uids)]
             if uid not in taken and not _has_entry(uid):
-                return uid
+                yield uid
+
+    def _next(self, unit: str) -> int:
+        for uid in self._free():
+            return uid
         raise HostCannot(
             f"no uid is left for {unit}: all of {self.uids.start}-{self.uids.stop - 1} are in use",
             hint="Remove units that are no longer needed, or configure a larger range of uids.",

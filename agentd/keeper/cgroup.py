@@ -11,7 +11,11 @@ import os
 import signal
 from collections.abc import Iterator
 
+from agentd.keeper.clone import Cradles
 from agentd.keeper.plan import Cgroup
+
+cradles = Cradles()
+"""Which of the kill-cgroups a child may be born in."""
 
 
 def make(group: Cgroup) -> list[str]:
@@ -27,6 +31,8 @@ def make(group: Cgroup) -> list[str]:
         for path in reversed(made):
             remove(path)
         raise
+    if group.kill and group.path in made:
+        cradles.made(group.path)
     return made
 
 
@@ -110,6 +116,7 @@ def pids(path: str) -> Iterator[int]:
 
 def kill(path: str) -> None:
     """SIGKILL everything in the cgroup and below it. A kernel before 5.14 is served one process at a time."""
+    cradles.spoilt(path)
     try:
         write(f"{path}/cgroup.kill", "1")
     except OSError:
@@ -120,6 +127,7 @@ def kill(path: str) -> None:
 
 def remove(path: str) -> bool:
     """Remove the directory and what is below it; whether it is gone. One that is busy or not empty stays."""
+    cradles.spoilt(path)
     with contextlib.suppress(OSError):  # most have nothing below them
         os.rmdir(path)
         return True

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from agentd.keeper import cgroup, clone
+from agentd.keeper import cgroup
 from agentd.keeper.plan import VERSION, Cgroup, Rlimit, SpawnPlan
 
 PR_SET_DUMPABLE = 4
@@ -181,7 +181,7 @@ def fork(plan: SpawnPlan, fds: Sequence[int], output: int | None) -> Child:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     home = next((group for group in plan.cgroups if group.kill), None)
     try:
-        born = clone.into(home.path) if home is not None else None
+        born = cgroup.cradles.fork(home.path) if home is not None else None
         pid, pidfd = born or (os.fork(), -1)
         if pid == 0:
             groups = [group for group in plan.cgroups if born is None or group is not home]

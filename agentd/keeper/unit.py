@@ -35,6 +35,8 @@ WRITE_GAP = 0.05
 the death of both within that time can lose one."""
 FIRST_FD = 3
 """Where the descriptors that a unit inherits begin."""
+NEWBORN = 0.01
+"""Seconds: what is killed so young may have been killed at its birth, as somebody else had written to its cgroup.kill."""
 LOSS_GAP = 1.0
 """Seconds between two output events of one unit."""
 ASKED = {"extend": "extended", "interval": "interval", "trigger": "trigger"}
@@ -330,6 +332,9 @@ class Unit:
         if self._output:
             self._output.drain()
         self.process, self.child = _ended(self.process, code), None
+        young = time.monotonic() - self.process.started < NEWBORN
+        if code == -signal.SIGKILL and young and self.kill_cgroup is not None:
+            cgroup.cradles.spoilt(self.kill_cgroup)
         if self.plan is not None and self._addresses:
             try:  # what the dead one still held of an earlier keeper is free now
                 self._relisten(self.plan)

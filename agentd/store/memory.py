@@ -17,6 +17,7 @@ import json
 import os
 import threading
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from agentd.store import aside
 Blob = dict[str, Any]
 
 ROOM = 256 << 10
-"""Bytes that are allocated ahead."""
+"""Bytes of zeros that are written ahead."""
 COMPACT_AT = 1 << 20
 """A log of this size is written anew with the living blobs only, once they are less than half of it."""
 SYNC_WITHIN = 0.01
@@ -131,14 +132,14 @@ class Memory:
         self._dirty.set()
 
     def _make_room(self, size: int) -> None:
-        """Allocate ahead; without success the write itself will say whether it fits."""
-        if self._end + size <= self._room:
-            return
-        try:
-            os.posix_fallocate(self._fd, self._room, ROOM + size)
-        except OSError:
-            return
-        self._room += ROOM + size
+        """Write zeros ahead; without success the write itself will say whether it fits.
+
+        Room that was only allocated would have to be marked as written at each sync, and with it everything waits
+        that anybody changes on this file system.
+        """
+        if self._end + size > self._room:
+            with suppress(OSError):
+                self._room += os.pwrite(self._fd, bytes(ROOM + size), self._room)
 
     def _compact_if_due(self) -> None:
         if self._end < COMPACT_AT or self._end < 2 * self._sizes:
@@ -154,8 +155,7 @@ class Memory:
         fd = _open_private(beside, os.O_CREAT | os.O_TRUNC)
         try:
             content = b"".join(_line(text) for text in self._blobs.values())
-            os.posix_fallocate(fd, 0, len(content) + ROOM)
-            _write_all(fd, content)
+            _write_all(fd, content + bytes(ROOM))
             os.fdatasync(fd)
             os.replace(beside, self.path)
             _sync_directory(self.path.parent)

@@ -93,3 +93,21 @@ def test_without_root_everybody_is_us(short_dir: Path) -> None:
     assert not (short_dir / "units.json").exists()
     with pytest.raises(HostCannot, match="cannot switch to uid 4000123"):
         identities.named("4000123", allow_root=False)
+
+
+def test_many_are_recorded_by_one_write(short_dir: Path) -> None:
+    """A fleet that is deployed at once waits for the disk once; each unit has what it would have had alone, and a range
+    that is too small gives what it has."""
+    identities = Identities(short_dir / "units.json", range(70_000, 70_004), switch=True)
+    own = identities.own("b")
+    inode = (short_dir / "units.json").stat().st_ino
+    identities.reserve(["a", "b", "c"])
+    once = (short_dir / "units.json").stat().st_ino
+    accounts = [identities.own(name) for name in "abc"]
+    assert accounts[1] == own
+    assert len({account.uid for account in accounts}) == 3
+    assert inode != once == (short_dir / "units.json").stat().st_ino
+    identities.reserve(["d", "e"])
+    assert identities.peek("d") is not None
+    with pytest.raises(HostCannot, match="no uid is left for e"):
+        identities.own("e")

@@ -213,3 +213,33 @@ def test_spawn_whose_client_went_away_is_in_the_next_snapshot(keeper: Keeper) ->
     if "b" in rows and rows["b"]["ended"] is None:
         rows["b"] = again.event("ended")["process"]
     assert "b" not in rows or rows["b"]["exit"] == 127
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_unit_whose_cgroup_was_killed_starts_again(keeper: Keeper, tries: int) -> None:
+    """Some kernels kill whoever is born in a cgroup that was killed before: the next child goes another way, or the one
+    after it where the keeper could not know, as somebody else (2) wrote to cgroup.kill."""
+    if keeper.cgroup is None:
+        pytest.skip("no writable cgroup2 mount")
+    path = keeper.cgroup / "a"
+    client = keeper.client()
+
+    def spawned(invocation: str) -> bool:
+        """Whether the program itself came to run, in its cgroup."""
+        script = "echo $AGENTD_INVOCATION; exec sleep 1000"
+        plan = keeper.shell(script, cgroups=[{"path": str(path), "kill": True}], invocation=invocation)
+        pid = client.done("spawn", plan=plan)["process"]["pid"]
+        wait_until(lambda: invocation in keeper.log() or not alive(pid))
+        if not alive(pid):
+            client.event("ended")
+            return False
+        assert str(pid) in (path / "cgroup.procs").read_text().split()
+        return True
+
+    assert spawned("01")
+    if tries == 1:
+        client.done("kill", unit="a", invocation="01")
+    else:
+        (path / "cgroup.kill").write_text("1")
+    client.event("ended")
+    assert any(spawned(f"1{number}") for number in range(tries))
