@@ -79,6 +79,7 @@ class Fleet:
             "processes": [row.to_dict() for row in rows if row is not None],
             "blobs": self.blobs.all(),
             "listeners": {f"{u.name}/{x}": s.address for u in self._units.values() for x, s in u.listeners.items()},
+            "stores": {name: kept for name, unit in self._units.items() if any((kept := _stored(unit)).values())},
             "outputs": {name: asdict(unit.losses) for name, unit in self._units.items() if unit.losses.dropped},
         }
 
@@ -201,6 +202,11 @@ class Fleet:
             if unit is not None:
                 unit.forget()
 
+    def drop(self, name: str) -> None:
+        """Close what a unit has stored: it was stopped for good. Nothing happens if there is none."""
+        if (unit := self._units.get(name)) is not None:
+            unit.voice.store.clear()
+
     def end(self, done: Callable[[], None]) -> None:
         """Kill everything; ``done`` is called when it is gone and cleaned up, at the latest after END_TIMEOUT."""
         self._when_empty = done
@@ -246,6 +252,8 @@ class Fleet:
                 continue
             if unit.adrift:
                 self._watch_adrift(unit)
+            elif unit.moved:
+                self._moved(unit)
             else:
                 self._mains[unit.known().pid] = unit
                 unit.watch_exit(self.reap)
@@ -268,9 +276,26 @@ class Fleet:
         self._mains[unit.known().pid] = unit
         unit.watch_exit(lambda: self._departed(unit))
 
-    def _departed(self, unit: Unit) -> None:
-        code = unit.departed()
+    def _moved(self, unit: Unit) -> None:
+        """It has another main process, which may be our child (an orphan of its own) or not."""
+        for pid in [pid for pid, one in self._mains.items() if one is unit]:
+            del self._mains[pid]
         pid = unit.known().pid
+        self._mains[pid] = unit
+
+        def died() -> None:
+            self.reap()
+            if self._mains.get(pid) is unit:
+                self._departed(unit)
+
+        unit.watch_exit(died)
+
+    def _departed(self, unit: Unit) -> None:
+        pid = unit.known().pid
+        self._last_words(unit)
+        if unit.known().pid != pid:
+            return  # it named its successor
+        code = unit.departed()
         if self._mains.get(pid) is unit:
             del self._mains[pid]
         unit.dead()
@@ -313,16 +338,21 @@ class Fleet:
 
     def _died(self, pid: int) -> Unit | None:
         """Reap one; the unit whose main process it was."""
+        if (unit := self._mains.get(pid)) is not None:
+            self._last_words(unit)  # it may name its successor
         unit = self._mains.pop(pid, None)
         if unit is not None:
             unit.dead()
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
         return unit
 
+    def _last_words(self, unit: Unit) -> None:
+        self._settle(unit)
+        unit.hear()
+
     def _bury(self, unit: Unit, code: int | None) -> None:
         self._settle(unit)
         failure = unit.child.failure if unit.child else None
-        unit.hear()
 
         def gone(left: list[int]) -> None:
             self._burials.pop(unit.name, None)
@@ -336,7 +366,8 @@ class Fleet:
     def _members(self, unit: Unit, trunk: tree.Tree, fresh: bool) -> list[int]:
         neighbours = [u for u in self._units.values() if u.alive and u is not unit]
         groups = [u.kill_cgroup for u in neighbours if u.kill_cgroup is not None]
-        others = frozenset(self._mains) | frozenset(self.strangers)
+        firsts = (u.origin[0] for u in neighbours if u.moved and tree.lives(*u.origin))
+        others = frozenset(self._mains) | frozenset(self.strangers) | frozenset(firsts)
         if fresh or not self._sharing:
             self._scan = None
         return tree.members(
@@ -434,6 +465,11 @@ class Fleet:
         if event == "output":
             self._emit({"event": event, "unit": unit.name} | asdict(unit.losses))
             return
+        if event == "store":
+            self._emit({"event": event, "unit": unit.name} | _stored(unit))
+            return
+        if event == "main":
+            self._moved(unit)
         row = unit.known()
         body: Json = {"event": event, "unit": row.unit, "invocation": row.invocation}
         said = unit.stamps
@@ -442,6 +478,8 @@ class Fleet:
             "extend": {"until": said.extended},
             "interval": {"seconds": said.interval},
             "trigger": {"at": said.trigger},
+            "main": {"pid": row.pid, "start_time": row.start_time},
+            "ignored": {"text": unit.voice.note},
         }
         status = {"at": said.said, "status": row.status, "stopping": said.stopping, "reloading": said.reloading}
         self._emit(body | more.get(event, status))
@@ -467,3 +505,8 @@ class Fleet:
 
 def _addresses(unit: Unit) -> dict[str, str]:
     return {name: open_one.address for name, open_one in unit.listeners.items()}
+
+
+def _stored(unit: Unit) -> dict[str, int]:
+    store = unit.voice.store
+    return {"kept": len(store.fds), "refused": store.refused}

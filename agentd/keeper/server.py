@@ -320,6 +320,8 @@ class Server:
             case "blob":
                 text = None if message.get("text") is None else _field(message, "text", str)
                 self.fleet.set_blob(_field(message, "unit", str), text)
+            case "drop":
+                self.fleet.drop(_field(message, "unit", str))
             case "forget" if "units" in message:
                 self.fleet.forget_all([str(name) for name in _field(message, "units", list)])
             case "forget":

@@ -64,6 +64,12 @@ def read_stat(pid: int) -> Stat | None:
     return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
 
 
+def lives(pid: int, start_time: int) -> bool:
+    """Whether this very process is there, be it as a zombie."""
+    row = read_stat(pid)
+    return row is not None and row.start_time == start_time
+
+
 def scan() -> dict[int, Stat]:
     """Every living process (zombies are not)."""
     rows = (read_stat(int(name)) for name in os.listdir("/proc") if name.isdecimal())
