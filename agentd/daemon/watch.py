@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,17 @@ class Seen:
 
 
 class Watch:
-    """Watches over all agents. ``guard`` gets each task that it starts; ``probe_of`` names a unit's probe."""
+    """Watches over all agents. ``guard`` gets each task that it starts; ``probe_of`` names a unit's probe, and
+    ``command`` asks one that is a command."""
 
     def __init__(
         self,
         links: Links,
         guard: Callable[[asyncio.Task[None]], None],
         probe_of: Callable[[Agent], Probe | None],
+        command: Callable[[Agent, Probe], Awaitable[None]],
     ) -> None:
-        self._links, self._guard, self._probe_of = links, guard, probe_of
+        self._links, self._guard, self._probe_of, self._command = links, guard, probe_of, command
         self._seen: dict[str, Seen] = {}
         self._began = time.monotonic()
 
@@ -141,7 +143,8 @@ class Watch:
             self.judge(agent)
 
         patience = agent.policy.start_timeout
-        seen.probing = asyncio.create_task(watch_probe(probe, patience, told), name=f"probe {agent.name}")
+        asking = watch_probe(probe, patience, told, lambda: self._command(agent, probe))
+        seen.probing = asyncio.create_task(asking, name=f"probe {agent.name}")
         self._guard(seen.probing)
 
     def _blind(self, now: float) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from agentd.keeper import cgroup, pidfd
-from agentd.keeper.tree import Stat, Tree, carries, read_stat
+from agentd.keeper.tree import PROBE, Stat, Tree, carries, environment, read_stat
 
 DIGITS = 10
 
@@ -44,6 +44,8 @@ def _judge(pid: int, tree: Tree, uid: int) -> None:
         raise NotOurs(f"MAINPID={pid} is dead already")
     if not _inside(row, tree):
         raise NotOurs(f"MAINPID={pid} is no process of this unit")
+    if PROBE.encode() in environment(pid):
+        raise NotOurs(f"MAINPID={pid} is a probe of this unit")
     if (owner := _uid(pid)) != uid:
         raise NotOurs(f"MAINPID={pid} runs as uid {owner}, not as the unit's uid {uid}")
 

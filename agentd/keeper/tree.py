@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from agentd.keeper import cgroup
 from agentd.keeper.loop import EPOLLPRI, Loop, Timer
 
+PROBE = "AGENTD_PROBE"
+"""In the environment of a probe: what that starts is known by it, where no cgroup holds it."""
 PATIENCE = 2.0
 """Seconds until survivors are reported as left."""
 RESCAN = 0.02

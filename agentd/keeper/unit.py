@@ -242,7 +242,7 @@ class Unit:
         assert self.plan is not None
         writer = self._output.writer() if self._output else None
         try:
-            self.record.write("spawning", self.plan, None, self._open_addresses())
+            self.record.write("spawning", self.plan, None, self._open_addresses(), self._beside())
             store = self.voice.store
             handed = [*(self.listeners[x.name].fileno() for x in self.plan.listeners), *fds, *store.fds]
             plan = replace(self.plan, fds=self.plan.fds + store.names) if store.fds else self.plan
@@ -458,11 +458,14 @@ class Unit:
     def _open_addresses(self) -> dict[str, str]:
         return self._addresses | {name: open_one.address for name, open_one in self.listeners.items()}
 
+    def _beside(self) -> Json:
+        """What its file says beside plan, process and listeners."""
+        return {"origin": list(self.origin) if self.moved else None, "store": self.voice.store.described()}
+
     def _write(self, state: str) -> None:
         assert self.plan is not None
         try:
-            more = {"origin": list(self.origin) if self.moved else None, "store": self.voice.store.described()}
-            self.record.write(state, self.plan, self.row(), self._open_addresses(), more)
+            self.record.write(state, self.plan, self.row(), self._open_addresses(), self._beside())
         except OSError as error:
             say(f"{self.record.path} cannot be written: {error}; proceeding")
 
