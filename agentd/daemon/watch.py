@@ -78,7 +78,7 @@ class Watch:
             agent.look()  # it may have printed since: its stamps are with the keeper until they matter
             return
         if found.activity is Activity.hung and found.sign is not Sign.heartbeat:
-            agent.post(Hang(seen.invocation, found.reason))
+            agent.post(Hang(seen.invocation, found.reason, late=self._late(agent, found)))
         elif found.activity is not Activity.hung and agent.life.alarm is not None:
             agent.post(Recovered(seen.invocation, found.reason))
         if agent.life.phase is Phase.running:
@@ -162,6 +162,11 @@ class Watch:
             agent.post(Excused(seen.invocation))
             found = self._verdict(agent, seen, now)
         return found
+
+    def _late(self, agent: Agent, found: Verdict) -> bool:
+        """Whether it is a message that it made no progress on: that attempt counts as timed out."""
+        router, _ = self._links.of(agent.name)
+        return found.sign is Sign.message or (found.sign is Sign.progress and bool(router.get("held")))
 
     def _verdict(self, agent: Agent, seen: Seen, now: float) -> Verdict:
         pulse = Pulse.of(agent.life, agent.policy)

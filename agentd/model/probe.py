@@ -43,7 +43,9 @@ class Probe(Section):
 def probe_table(value: Any) -> Any:
     """The table that the short form stands for."""
     if isinstance(value, list | tuple):
-        return {"exec": value}
+        return {"exec": tuple(value)}
+    if isinstance(value, dict) and isinstance(value.get("exec"), list):
+        return {**value, "exec": tuple(value["exec"])}
     if not isinstance(value, str):
         return value
     if value.startswith("http:"):
