@@ -103,6 +103,7 @@ def test_the_process_that_it_names_is_the_unit(house: Fleet) -> None:
     """The first process exited and ended nothing; status shows the other, over the daemon's death too; what was not its
     own was ignored, and the journal says why; the other's end is the unit's."""
     status = house.wait("hands", state="running", ready=True)
+    wait_until(lambda: house.records(unit="hands", kind="unit.main"))
     (moved,) = house.records(unit="hands", kind="unit.main")
     assert moved["reason"].startswith(f"names pid {status['pid']} as its main process")
     assert status["restarts"] == 0

@@ -76,7 +76,7 @@ POLICIES: tuple[Policy, ...] = (
 
 ANYTHING = (
     "start", "stop", "restart", "hold", "release", "answer", "answer", "answer", "refuse", "refuse for now",
-    "ready", "ready", "beat", "excuse", "hang", "recover", "extend", "interval",
+    "ready", "ready", "beat", "excuse", "hang", "late", "recover", "extend", "interval",
     "crash", "exit 1", "exit 0", "fail", "due", "due", "early", "stale",
     "reborn", "await", "proceed", "proceed", "follow",
 )  # fmt: skip
@@ -535,17 +535,18 @@ class History:
         recent = [t for t in self.tally if t > self.mono - policy.window]
         parked = policy.burst is not None and (len(recent) >= policy.burst or (self.from_parked and not healthy))
         self.from_parked = parked
+        at_once = healthy or (self.row == 1 and policy.eager)
+        if parked and not healthy:
+            self.row -= 1
+        elif not parked and healthy and not policy.eager:
+            self.row = 0
         if life.hold is not None:
             assert life.phase is Phase.held
         elif parked:
             assert life.phase is Phase.parked
             assert life.deadline == self.mono + policy.parked_delay
-            if not healthy:
-                self.row -= 1
-        elif healthy or (self.row == 1 and policy.eager):
+        elif at_once:
             assert life.phase is self.spawned_into(), "the first failure after a healthy run restarts at once"
-            if not policy.eager:
-                self.row = 0
         else:
             doublings = self.row - (2 if policy.eager else 1)
             full = min(policy.max_delay, policy.delay * 2.0 ** min(max(doublings, 0), 30))
