@@ -37,9 +37,9 @@ class Probe:
         self._loop, self._plan, self._done = loop, plan, done
         self._directory = next((group.path for group in plan.cgroups if group.kill), None)
         if self._directory is not None:
-            cgroup.make(Cgroup(self._directory))
-            if cgroup.populated(self._directory):  # of one whose keeper was killed
+            if not cgroup.remove(self._directory):  # of one whose keeper was killed, or that is dying
                 cgroup.kill(self._directory)
+            cgroup.make(Cgroup(self._directory, kill=True))  # anew each time: no child may be born where one was killed
         self._output, writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._output, False)
         self._last = b""
