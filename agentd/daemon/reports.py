@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agentd.errors import AgentdError
+from agentd.host.keeper import BLOB_MOST
 from agentd.model.lifecycle import Extend, Hang, Interval, Phase, Ready
+from agentd.wire.log import logger
 
 if TYPE_CHECKING:
     from agentd.daemon.agent import Agent
@@ -76,6 +78,20 @@ def tidy(supervisor: Supervisor, agent: Agent) -> None:
     rests = phase is Phase.failed or (phase is Phase.inactive and not agent.life.wanted)
     if rests and supervisor.stores.get(agent.name, {}).get("kept"):
         supervisor.background(_drop(supervisor, agent.name))
+
+
+def fits(supervisor: Supervisor, agent: Agent, text: str) -> bool:
+    """Whether the keeper takes what the next daemon is to know of it. One that is too long is told of, once."""
+    size = len(text.encode())
+    if size <= BLOB_MOST:
+        agent.unkept = ""
+        return True
+    if not agent.unkept:
+        agent.unkept = f"its state ({size} bytes) is more than the keeper takes ({BLOB_MOST})"
+        reason = f"{agent.unkept}: after a death of the daemon restart counters and reasons of it are old or unknown"
+        supervisor.record({"kind": "unit.unkept", "unit": agent.name, "reason": reason})
+        logger().warning("unit.unkept", unit=agent.name, error=reason, hint="Make its unit file (env) smaller.")
+    return False
 
 
 async def _drop(supervisor: Supervisor, name: str) -> None:

@@ -65,6 +65,7 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
             *agent.warnings,
             *_alarm(life.alarm),
             *_lost(supervisor.losses.get(agent.name)),
+            *([agent.unkept] if agent.unkept else []),
             *_unstored(supervisor.stores.get(agent.name)),
             *supervisor.dependencies.laments(agent.name),
         ],

@@ -48,6 +48,7 @@ from agentd.store.journal import Journal
 from agentd.store.memory import Memory
 from agentd.wire.facts import Facts
 from agentd.wire.log import logger
+from agentd.wire.notify import notify
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -390,6 +391,7 @@ class Supervisor:
         while True:
             with suppress(AgentdError):  # away; or does not know this; or late: it was stopped itself
                 await self.keeper.alive(ALIVE_WITHIN)
+            notify("WATCHDOG=1")  # to a service manager, where one started us
             await asyncio.sleep(ALIVE_EVERY)
 
     # --- what the world reports ---------------------------------------------------------------------------------------
@@ -499,12 +501,13 @@ class Supervisor:
     def _send_blobs(self) -> None:
         untold, self._untold = self._untold, {}
         for name, agent in untold.items():
-            if self.agents.get(name) is agent:  # without a keeper the store has what matters
-                self.keeper.post("blob", unit=name, text=self._text(agent))
+            if self.agents.get(name) is agent and reports.fits(self, agent, text := self._text(agent)):
+                self.keeper.post("blob", unit=name, text=text)  # without a keeper the store has what matters
 
     async def _blob(self, agent: Agent) -> None:
-        with suppress(AgentdError):  # no keeper: the store has what matters
-            await self.keeper.blob(agent.name, self._text(agent))
+        if reports.fits(self, agent, text := self._text(agent)):
+            with suppress(AgentdError):  # no keeper: the store has what matters
+                await self.keeper.blob(agent.name, text)
 
     def _text(self, agent: Agent) -> str:
         return json.dumps(self.blob(agent), separators=(",", ":"))

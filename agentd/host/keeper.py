@@ -27,6 +27,10 @@ ANSWER_WITHIN = 10.0
 """Seconds. The keeper never waits for anything before it answers, so a longer silence is a broken keeper."""
 SPAWN_WITHIN = 30.0
 """Seconds. exec may read a cold disk."""
+FIRST_ALIVE = 15.0
+"""Seconds from the hello to the first ``alive``: adoption and the start of the control API lie between."""
+BLOB_MOST = 1 << 20
+"""Bytes of a blob that it takes."""
 END_WITHIN = 30.0
 """Seconds. It kills what lives before it answers."""
 
@@ -177,7 +181,8 @@ class Keeper:
         assert opening is not None
         self._loop.add_reader(self._sock, self._on_readable)
         try:
-            self._send({"hello": protocol.VERSION, "client": f"agentd {__version__}", "batch": True}, [])
+            client = f"agentd {__version__}"
+            self._send({"hello": protocol.VERSION, "client": client, "batch": True, "alive": FIRST_ALIVE}, [])
             welcome = await opening
         except BaseException:
             self._drop(None)

@@ -278,6 +278,9 @@ class Server:
             }
         )
         self.on_client()
+        if "alive" in message:
+            with contextlib.suppress(Refused):
+                self.on_alive(_seconds(message, "alive"))
 
     # Requests
 

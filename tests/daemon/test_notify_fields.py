@@ -96,7 +96,7 @@ def test_stored_descriptors_come_back_until_the_unit_is_stopped(house: Fleet) ->
     wait_until(lambda: house.unit("keeps")["stored"] == 0)
     house.post("/v1/units/keeps/start")
     house.wait("keeps", state="running", ready=True)
-    assert last_handed(house) == "handed [] "
+    wait_until(lambda: last_handed(house) == "handed [] ")
 
 
 def test_the_process_that_it_names_is_the_unit(house: Fleet) -> None:
