@@ -23,6 +23,7 @@ from agentd.daemon.adopt import resting, restore, resync
 from agentd.daemon.config import Config
 from agentd.daemon.control import Controller
 from agentd.daemon.dependencies import in_order
+from agentd.daemon.intention import Intention
 from agentd.daemon.metrics import render
 from agentd.daemon.ports import Actor
 from agentd.daemon.spawning import Spawning
@@ -71,6 +72,8 @@ class Daemon:
         self._scrape: scrape.Listener | None = None
         self._new: set[str] = set()
         self._going_down: asyncio.Task[None] | None = None
+        self._intention = Intention(config.runtime)
+        self._asked_down: Actor | None = None
         self._supervisor.on_defect = self.fail
 
     def adopt(self) -> None:
@@ -93,6 +96,9 @@ class Daemon:
         if supervisor.keeper.welcome.get("stopping"):
             self.go_down(Actor("keeper", None, "it was told to stop"))
             return
+        if (actor := self._intention.read(supervisor.keeper.welcome["keeper"]["epoch"])) is not None:
+            self.go_down(actor)  # as the daemon before us was doing
+            return
         notify("READY=1")
         await self._start(self._new)
 
@@ -114,9 +120,18 @@ class Daemon:
     def go_down(self, actor: Actor) -> None:
         """Stop everything in order, once, and end."""
         if self._going_down is None:
+            self._asked_down = actor
+            self._intend(actor)
             self._supervisor.stopping = True  # from now on: the task itself begins a moment later
             self._going_down = asyncio.create_task(self._go_down(actor))
             self._going_down.add_done_callback(self.ended_well)
+
+    def _intend(self, actor: Actor) -> None:
+        """Before anything is stopped, and before whoever asked is answered: the next daemon is to know."""
+        try:
+            self._intention.write(self._supervisor.keeper.welcome["keeper"]["epoch"], actor)
+        except OSError as error:
+            log.logger().warning("down.unwritten", error=str(error), hint="Ignoring: only a daemon's death would ask.")
 
     async def _go_down(self, actor: Actor) -> None:
         notify("STOPPING=1")
@@ -130,6 +145,8 @@ class Daemon:
             await self._supervisor.keeper.end()
         except AgentdError as error:
             log.logger().warning("keeper.end", error=str(error))
+        else:
+            self._intention.remove()
         self._supervisor.spawning.sweep()
         self.end(0)
 
@@ -183,6 +200,8 @@ class Daemon:
         text = f"keeper {about['version']} as pid {about['pid']}; {living} processes are running"
         self._supervisor.record({"kind": "keeper.found", "actor": "agentd", "reason": text})
         log.logger().info("keeper.found", pid=about["pid"], running=living)
+        if self._asked_down is not None:
+            self._intend(self._asked_down)
         if keeper.welcome.get("stopping"):
             self.go_down(Actor("keeper", None, "it was told to stop"))
         elif not keeper.connected:

@@ -97,6 +97,8 @@ def ending(last: Json | None) -> str:
     if not last:
         return ""
     cause = line(last.get("cause") or "")
+    if cause == "timed_out":
+        return "timed out"
     if cause in ("hung", "stopped", "held", "unstarted"):
         return cause
     if last.get("signal"):

@@ -72,6 +72,7 @@ def down(ctx: typer.Context, reason: Reason = None, json: JsonFlag = False) -> N
         text = client.post("/v1/down", reason=reason)
         with _told("stopping every unit"):
             _until_gone(client, ended)
+        _ended_well(client)
     print_json(text) if json else print("agentd is down: all units stopped.")
 
 
@@ -210,6 +211,15 @@ def _until_gone(client: Client, keeper: int | None) -> None:
                 hint="A unit may have a long stop_timeout: `agentctl status` shows who is still there.",
             )
         select.select([], [], [], LOOK)
+
+
+def _ended_well(client: Client) -> None:
+    """A keeper that ended by itself leaves nothing; one that was killed leaves its lock, and perhaps units."""
+    if (client.path.parent / "keeper.lock").exists():
+        raise AgentdError(
+            "agentd was killed before everything was stopped: units may still run.",
+            hint="Start it again, which takes them over, and stop it in order: agentctl up, then agentctl down.",
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from agentd.daemon.agent import Agent
+from agentd.daemon.reports import HELP, tidy
 from agentd.daemon.supervisor import Supervisor
 from agentd.errors import AgentdError
 from agentd.keeper.plan import Process
@@ -23,6 +24,7 @@ from agentd.model.lifecycle import (
     Ended,
     Ending,
     Extend,
+    Hang,
     Interval,
     Life,
     Policy,
@@ -79,6 +81,7 @@ def _restore(
         supervisor.dependencies.degraded[name] = tuple(map(str, degraded))  # told already: once for each change
     agent.dump = str(blob.get("dump", ""))
     _feed(supervisor, agent, process)
+    tidy(supervisor, agent)
     if process is not None and process.ended is not None:
         supervisor.release(process)
 
@@ -91,6 +94,7 @@ def resync(supervisor: Supervisor) -> None:
     """
     welcome = supervisor.keeper.welcome
     supervisor.losses = dict(welcome.get("outputs", {}))
+    supervisor.stores = dict(welcome.get("stores", {}))
     processes: dict[str, Process] = {process.unit: process for process in welcome["processes"]}
     for name, address in welcome.get("listeners", {}).items():
         unit, _, listener = name.rpartition("/")
@@ -105,6 +109,7 @@ def resync(supervisor: Supervisor) -> None:
                 process = replace(process, exit=supervisor.witness.exit(process))
             supervisor.release(process)
         _feed(supervisor, agent, process)
+        tidy(supervisor, agent)
         supervisor.send_blob(agent)
     for process in processes.values():
         supervisor.background(_end(supervisor, process))
@@ -132,6 +137,8 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
         agent.post(Ready(invocation))
     if "interval" in process.extra:
         agent.post(Interval(invocation, process.extra["interval"]))
+    if "trigger" in process.extra:
+        agent.post(Hang(invocation, HELP))
     if "extended" in process.extra:
         agent.post(Extend(invocation, process.extra["extended"]))
     if process.beat is not None:

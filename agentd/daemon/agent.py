@@ -100,6 +100,8 @@ class Agent:
         """The request that the next thing to happen to it follows from: an operator's signal."""
         self.spawning: str | None = None
         """The invocation whose spawn is on its way to the keeper."""
+        self.unkept = ""
+        """Why the next daemon would not know its state."""
         self._world = world
         self.dump = ""
         """Where the stacks of its last hang are written down."""

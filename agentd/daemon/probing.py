@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -24,6 +24,10 @@ class Unwell(Exception):
     """An answer that is no good, in words."""
 
 
+class Unasked(Exception):
+    """The question could not be put, which says nothing of the unit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What the last question found: failures in a row, and the reason of the last."""
@@ -32,14 +36,20 @@ class Finding:
     reason: str = ""
 
 
-async def watch_probe(probe: Probe, patience: float, told: Callable[[Finding], None]) -> None:
-    """Ask for ever; ``told`` gets each finding that differs from the last.
+async def watch_probe(
+    probe: Probe, patience: float, told: Callable[[Finding], None], command: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Ask for ever; ``told`` gets each finding that differs from the last. ``command`` asks a probe that is one.
 
     Before the first good answer no failure counts for ``patience`` seconds.
     """
     began, well, last = time.monotonic(), False, Finding(0)
     while True:
-        found = await _finding(probe, last)
+        try:
+            found = await _finding(probe, last, command)
+        except Unasked:
+            await asyncio.sleep(probe.interval)
+            continue
         well = well or not found.failures
         if found.failures and not well and time.monotonic() - began < patience:
             found = Finding(0)
@@ -49,8 +59,11 @@ async def watch_probe(probe: Probe, patience: float, told: Callable[[Finding], N
         await asyncio.sleep(probe.interval if well else min(probe.interval, EAGER))
 
 
-async def _finding(probe: Probe, last: Finding) -> Finding:
+async def _finding(probe: Probe, last: Finding, command: Callable[[], Awaitable[None]] | None) -> Finding:
     try:
+        if probe.exec is not None and command is not None:
+            await command()  # whoever executes it keeps its time
+            return Finding(0)
         async with asyncio.timeout(probe.timeout):
             await ask(probe)
     except TimeoutError:

@@ -28,7 +28,7 @@ from agentd.host.identity import Identities
 from agentd.host.place import Place, Rotation, make_directory
 from agentd.host.reach import EXECUTE, closed_component
 from agentd.host.stage import Stage, ours
-from agentd.keeper.plan import Listener
+from agentd.keeper.plan import Listener, SpawnPlan
 from agentd.model.lifecycle import Policy
 from agentd.model.probe import Probe
 from agentd.model.unit import Unit
@@ -161,6 +161,13 @@ class Spawning:
             return await asyncio.to_thread(compile, agent.unit, invocation, self._place)
         except AgentdError as error:
             raise unitfiles.of_host(error, agent.unit) from error
+
+    async def command(self, agent: Agent, invocation: str, argv: tuple[str, ...]) -> SpawnPlan:
+        """What a command beside a unit needs: program, environment and directory; all else is the unit's own."""
+        if agent.unit is None:
+            raise HostCannot(f"{agent.name} is a system unit: no command runs beside it")
+        unit = agent.unit.model_copy(update={"agent": agent.unit.agent.model_copy(update={"exec": argv})})
+        return (await asyncio.to_thread(compile, unit, invocation, self._place)).plan
 
     def sweep(self) -> None:
         """Remove the fleet's empty cgroups, once the keeper has ended."""

@@ -59,11 +59,14 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "inbox": _inbox(router),
         "holding": _holding(router),
         "call": _call(gateway, life.invocation),
+        "stored": supervisor.stores.get(agent.name, {}).get("kept", 0),
         "log_dropped": supervisor.losses.get(agent.name, {}).get("dropped", 0),
         "warnings": [
             *agent.warnings,
             *_alarm(life.alarm),
             *_lost(supervisor.losses.get(agent.name)),
+            *([agent.unkept] if agent.unkept else []),
+            *_unstored(supervisor.stores.get(agent.name)),
             *supervisor.dependencies.laments(agent.name),
         ],
     }
@@ -107,6 +110,13 @@ def _lost(losses: Json | None) -> list[str]:
     if ago < SHOWN_LOSS:
         return [f"{dropped} bytes of its output were dropped ({losses.get('error')}); its log is written again"]
     return []
+
+
+def _unstored(store: Json | None) -> list[str]:
+    """What it wanted kept and there was no room for."""
+    if not store or not store.get("refused"):
+        return []
+    return [f"{store['refused']} descriptors that it wanted stored were closed: there is room for 16"]
 
 
 def _ending(last: Ending | None) -> Json | None:

@@ -17,7 +17,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agentd.daemon import reports
 from agentd.daemon.agent import Agent
+from agentd.daemon.commands import Commands
 from agentd.daemon.dependencies import Dependencies, Stopping
 from agentd.daemon.links import Links, conclusions
 from agentd.daemon.spawning import Spawning
@@ -33,15 +35,11 @@ from agentd.model.lifecycle import (
     Asked,
     Ended,
     Ending,
-    Extend,
-    Hang,
-    Interval,
     Life,
     Note,
     Now,
     Phase,
     Policy,
-    Ready,
     Stop,
 )
 from agentd.model.ordering import stop_order
@@ -50,6 +48,7 @@ from agentd.store.journal import Journal
 from agentd.store.memory import Memory
 from agentd.wire.facts import Facts
 from agentd.wire.log import logger
+from agentd.wire.notify import notify
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -79,13 +78,15 @@ class Supervisor:
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
         self.dependencies = Dependencies(self.agents, self, limit=spawning.config.fleet.parallel_starts)
-        self.watch = Watch(self.links, self.guard, spawning.probe)
+        self.watch = Watch(self.links, self.guard, spawning.probe, Commands(self).ask)
         self.stopping = False
         self.starting = True
         self.on_defect: Callable[[BaseException], None] = _raise
         self.statuses: dict[str, str] = {}
         self.losses: dict[str, Json] = dict(keeper.welcome.get("outputs", {}))
         """What is missing in units' logs, as the keeper counts it."""
+        self.stores: dict[str, Json] = dict(keeper.welcome.get("stores", {}))
+        """How many descriptors units have left with the keeper, as it tells."""
         self.broken: dict[str, Json] = {}
         """What is wrong with unit files that gave no unit: a finding of each, by name."""
         self._memory = memory
@@ -158,6 +159,7 @@ class Supervisor:
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
         self.losses.pop(name, None)
+        self.stores.pop(name, None)
         self.witness.forget(name)
         self.spawning.forget(name)  # all of ours before the first wait: from there on the name may be another's
         try:
@@ -270,6 +272,7 @@ class Supervisor:
             self._remember(agent)
         self.send_blob(agent)
         self._tell(agent)
+        reports.tidy(self, agent)
         self._wake()
 
     def passed(self, agent: Agent, before: Life) -> None:
@@ -388,27 +391,14 @@ class Supervisor:
         while True:
             with suppress(AgentdError):  # away; or does not know this; or late: it was stopped itself
                 await self.keeper.alive(ALIVE_WITHIN)
+            notify("WATCHDOG=1")  # to a service manager, where one started us
             await asyncio.sleep(ALIVE_EVERY)
 
     # --- what the world reports ---------------------------------------------------------------------------------------
 
     def heard_keeper(self, event: Json) -> None:
         """An event of the keeper."""
-        match event["event"]:
-            case "ready":
-                self._post(event["unit"], Ready(event["invocation"]))
-            case "extend":
-                self._post(event["unit"], Extend(event["invocation"], event["until"]))
-            case "interval":
-                self._post(event["unit"], Interval(event["invocation"], event["seconds"]))
-            case "trigger":
-                self._post(event["unit"], Hang(event["invocation"], "it called for help (WATCHDOG=trigger)"))
-            case "status":
-                self.statuses[event["unit"]] = event.get("status", "")
-            case "output":
-                self.losses[event["unit"]] = event
-            case "ended":
-                self.ended(event["process"], event.get("left", []))
+        reports.heard(self, event)
 
     def ended(self, process: Process, left: list[int]) -> None:
         """A process is dead and its tree gone; the keeper may forget it."""
@@ -440,10 +430,6 @@ class Supervisor:
                 self._log.warning("unit.undumped", unit=process.unit, error=str(error))
 
         self.background(add(Path(agent.dump), self.spawning.log(process.unit)))
-
-    def _post(self, unit: str, event: Ready | Extend | Interval | Hang) -> None:
-        if unit in self.agents:
-            self.agents[unit].post(event)
 
     def release(self, process: Process) -> None:
         """Let the keeper forget a dead process. A successor's spawn does so too; one that is away tells of it again."""
@@ -515,12 +501,13 @@ class Supervisor:
     def _send_blobs(self) -> None:
         untold, self._untold = self._untold, {}
         for name, agent in untold.items():
-            if self.agents.get(name) is agent:  # without a keeper the store has what matters
-                self.keeper.post("blob", unit=name, text=self._text(agent))
+            if self.agents.get(name) is agent and reports.fits(self, agent, text := self._text(agent)):
+                self.keeper.post("blob", unit=name, text=text)  # without a keeper the store has what matters
 
     async def _blob(self, agent: Agent) -> None:
-        with suppress(AgentdError):  # no keeper: the store has what matters
-            await self.keeper.blob(agent.name, self._text(agent))
+        if reports.fits(self, agent, text := self._text(agent)):
+            with suppress(AgentdError):  # no keeper: the store has what matters
+                await self.keeper.blob(agent.name, text)
 
     def _text(self, agent: Agent) -> str:
         return json.dumps(self.blob(agent), separators=(",", ":"))

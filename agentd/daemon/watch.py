@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,17 @@ class Seen:
 
 
 class Watch:
-    """Watches over all agents. ``guard`` gets each task that it starts; ``probe_of`` names a unit's probe."""
+    """Watches over all agents. ``guard`` gets each task that it starts; ``probe_of`` names a unit's probe, and
+    ``command`` asks one that is a command."""
 
     def __init__(
         self,
         links: Links,
         guard: Callable[[asyncio.Task[None]], None],
         probe_of: Callable[[Agent], Probe | None],
+        command: Callable[[Agent, Probe], Awaitable[None]],
     ) -> None:
-        self._links, self._guard, self._probe_of = links, guard, probe_of
+        self._links, self._guard, self._probe_of, self._command = links, guard, probe_of, command
         self._seen: dict[str, Seen] = {}
         self._began = time.monotonic()
 
@@ -76,7 +78,7 @@ class Watch:
             agent.look()  # it may have printed since: its stamps are with the keeper until they matter
             return
         if found.activity is Activity.hung and found.sign is not Sign.heartbeat:
-            agent.post(Hang(seen.invocation, found.reason))
+            agent.post(Hang(seen.invocation, found.reason, late=self._late(agent, found)))
         elif found.activity is not Activity.hung and agent.life.alarm is not None:
             agent.post(Recovered(seen.invocation, found.reason))
         if agent.life.phase is Phase.running:
@@ -141,7 +143,8 @@ class Watch:
             self.judge(agent)
 
         patience = agent.policy.start_timeout
-        seen.probing = asyncio.create_task(watch_probe(probe, patience, told), name=f"probe {agent.name}")
+        asking = watch_probe(probe, patience, told, lambda: self._command(agent, probe))
+        seen.probing = asyncio.create_task(asking, name=f"probe {agent.name}")
         self._guard(seen.probing)
 
     def _blind(self, now: float) -> bool:
@@ -159,6 +162,11 @@ class Watch:
             agent.post(Excused(seen.invocation))
             found = self._verdict(agent, seen, now)
         return found
+
+    def _late(self, agent: Agent, found: Verdict) -> bool:
+        """Whether it is a message that it made no progress on: that attempt counts as timed out."""
+        router, _ = self._links.of(agent.name)
+        return found.sign is Sign.message or (found.sign is Sign.progress and bool(router.get("held")))
 
     def _verdict(self, agent: Agent, seen: Seen, now: float) -> Verdict:
         pulse = Pulse.of(agent.life, agent.policy)

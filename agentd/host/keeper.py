@@ -27,6 +27,10 @@ ANSWER_WITHIN = 10.0
 """Seconds. The keeper never waits for anything before it answers, so a longer silence is a broken keeper."""
 SPAWN_WITHIN = 30.0
 """Seconds. exec may read a cold disk."""
+FIRST_ALIVE = 15.0
+"""Seconds from the hello to the first ``alive``: adoption and the start of the control API lie between."""
+BLOB_MOST = 1 << 20
+"""Bytes of a blob that it takes."""
 END_WITHIN = 30.0
 """Seconds. It kills what lives before it answers."""
 
@@ -109,6 +113,13 @@ class Keeper:
         answer = await self._ask("spawn", [given[n] for n in plan.fds], SPAWN_WITHIN, plan=plan.to_dict())
         return _process(answer["process"]), dict(answer.get("listeners", {}))
 
+    async def probe(self, unit: str, invocation: str, plan: SpawnPlan, timeout: float) -> tuple[int, bool, str]:
+        """Execute a command beside a living invocation: its exit status, whether it was killed for being late, and the
+        last of what it printed. Raises SpawnFailed as ``spawn``; NotActive; Conflict while another one runs."""
+        which = {"unit": unit, "invocation": invocation, "within": timeout}
+        answer = await self._ask("probe", None, timeout + ANSWER_WITHIN, **which, plan=plan.to_dict())
+        return int(answer["exit"]), bool(answer["late"]), str(answer["output"])
+
     async def signal(self, unit: str, invocation: str, signal: int, whole: bool = False) -> None:
         """Send a signal to the main process, or with ``whole`` to everything of the unit. NotActive if it is gone."""
         await self._ask("signal", unit=unit, invocation=invocation, signal=int(signal), whole=whole)
@@ -149,6 +160,10 @@ class Keeper:
         """Drop everything that the keeper keeps for a removed unit: sockets, listeners, cgroups, blob."""
         await self._ask("forget", unit=unit)
 
+    async def drop(self, unit: str) -> None:
+        """Have the descriptors closed that a unit stored, now that it is stopped for good."""
+        await self._ask("drop", unit=unit)
+
     async def end(self) -> None:
         """End the keeper and whatever still lives. The connection is lost soon after."""
         await self._ask("end", timeout=END_WITHIN)
@@ -166,7 +181,8 @@ class Keeper:
         assert opening is not None
         self._loop.add_reader(self._sock, self._on_readable)
         try:
-            self._send({"hello": protocol.VERSION, "client": f"agentd {__version__}", "batch": True}, [])
+            client = f"agentd {__version__}"
+            self._send({"hello": protocol.VERSION, "client": client, "batch": True, "alive": FIRST_ALIVE}, [])
             welcome = await opening
         except BaseException:
             self._drop(None)

@@ -27,6 +27,7 @@ class _Held:
     """The descriptors of one unit; -1 where one could not be had."""
 
     invocation: str = ""
+    pid: int = 0
     pidfd: int = -1
     fifo: int = -1
 
@@ -40,9 +41,9 @@ class Witness:
     def see(self, process: Process, fifo: Path) -> None:
         """Hold what there is of a unit's living process. What cannot be had is not missed before a keeper dies."""
         held = self._held.setdefault(process.unit, _Held())
-        if held.invocation != process.invocation:
+        if (held.invocation, held.pid) != (process.invocation, process.pid):
             _close(held.pidfd)
-            held.invocation, held.pidfd = process.invocation, _pidfd(process)
+            held.invocation, held.pid, held.pidfd = process.invocation, process.pid, _pidfd(process)
         if not _same(held.fifo, fifo):
             _close(held.fifo)
             held.fifo = _opened(fifo)

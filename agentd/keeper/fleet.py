@@ -18,6 +18,7 @@ from agentd.keeper.blobs import Blobs
 from agentd.keeper.forgetting import Forgetting
 from agentd.keeper.loop import Loop, say
 from agentd.keeper.plan import SpawnPlan
+from agentd.keeper.probe import Probe, beside
 from agentd.keeper.process import StepFailed
 from agentd.keeper.record import Record
 from agentd.keeper.tree import Burial
@@ -67,6 +68,9 @@ class Fleet:
         self._when_quiet: Callable[[], None] | None = None
         self.on_parents: Callable[[], None] = lambda: None
         """Called when directories above the units' cgroups were made: whoever comes after us is to remove them."""
+        self._probes: dict[int, Probe] = {}
+        """Commands that ask units how they are, by pid."""
+        self._asked = 0
         self.strangers: dict[int, Callable[[int], None]] = {}
         """Children that are no units (the daemon): called with their exit code."""
 
@@ -79,6 +83,7 @@ class Fleet:
             "processes": [row.to_dict() for row in rows if row is not None],
             "blobs": self.blobs.all(),
             "listeners": {f"{u.name}/{x}": s.address for u in self._units.values() for x, s in u.listeners.items()},
+            "stores": {name: kept for name, unit in self._units.items() if any((kept := _stored(unit)).values())},
             "outputs": {name: asdict(unit.losses) for name, unit in self._units.items() if unit.losses.dropped},
         }
 
@@ -125,12 +130,7 @@ class Fleet:
 
         ``answer`` returns False if nobody is there to hear it.
         """
-        try:
-            plan = SpawnPlan.from_dict(data)
-            process.check(plan, fds)
-            plan = replace(plan, env={**plan.env, "AGENTD_RUNTIME": os.path.dirname(self._directory)})
-        except (TypeError, AttributeError, ValueError, KeyError) as error:
-            raise StepFailed("check", errno.EINVAL, "plan", str(error)) from None
+        plan = _plan(data, fds, self._directory)
         unit = self._vacant(plan)
         unit.vacate()
         try:
@@ -174,6 +174,21 @@ class Fleet:
             raise Refused("exists", f"{name}: {invocation} still lives")
         unit.release()
 
+    def probe(self, name: str, invocation: str, data: Json, timeout: float, answer: Callable[[Json], object]) -> None:
+        """Execute a command beside a living invocation; ``answer`` is called when it ended or was killed."""
+        unit = self._living(name, invocation)
+        if unit.child is not None or unit.plan is None or any(p.unit == name for p in self._probes.values()):
+            raise Refused("exists", f"{name} is not past its exec, or another probe of it runs")
+        if self._when_quiet is not None or self._when_empty is not None:
+            raise Refused("ending", f"{name}: the keeper ends or is being upgraded")
+        self._asked += 1
+        plan = beside(unit.plan, _plan(data, [], self._directory), self._asked)
+        try:
+            probe = Probe(self._loop, plan, timeout, answer)
+        except OSError as error:
+            raise StepFailed.of("fork", error, name) from None
+        self._probes[probe.pid] = probe
+
     def set_blob(self, name: str, text: str | None) -> None:
         """Keep a text for a unit; None drops it."""
         if text is not None and len(text.encode()) > BLOB_SIZE:
@@ -200,6 +215,11 @@ class Fleet:
             self.blobs.put(name, None)
             if unit is not None:
                 unit.forget()
+
+    def drop(self, name: str) -> None:
+        """Close what a unit has stored: it was stopped for good. Nothing happens if there is none."""
+        if (unit := self._units.get(name)) is not None:
+            unit.voice.store.clear()
 
     def end(self, done: Callable[[], None]) -> None:
         """Kill everything; ``done`` is called when it is gone and cleaned up, at the latest after END_TIMEOUT."""
@@ -246,6 +266,8 @@ class Fleet:
                 continue
             if unit.adrift:
                 self._watch_adrift(unit)
+            elif unit.moved:
+                self._moved(unit)
             else:
                 self._mains[unit.known().pid] = unit
                 unit.watch_exit(self.reap)
@@ -258,8 +280,8 @@ class Fleet:
     def _look_quiet(self) -> None:
         if self._when_quiet is None:
             return
-        busy = self._burials or self._dead or any(unit.child is not None for unit in self._units.values())
-        if not busy:
+        between = any(unit.child is not None for unit in self._units.values())
+        if not (between or self._burials or self._dead or self._probes):
             action, self._when_quiet = self._when_quiet, None
             self._loop.after(0, action)  # not in the middle of whatever brought us here
 
@@ -268,9 +290,26 @@ class Fleet:
         self._mains[unit.known().pid] = unit
         unit.watch_exit(lambda: self._departed(unit))
 
-    def _departed(self, unit: Unit) -> None:
-        code = unit.departed()
+    def _moved(self, unit: Unit) -> None:
+        """It has another main process, which may be our child (an orphan of its own) or not."""
+        for pid in [pid for pid, one in self._mains.items() if one is unit]:
+            del self._mains[pid]
         pid = unit.known().pid
+        self._mains[pid] = unit
+
+        def died() -> None:
+            self.reap()
+            if self._mains.get(pid) is unit:
+                self._departed(unit)
+
+        unit.watch_exit(died)
+
+    def _departed(self, unit: Unit) -> None:
+        pid = unit.known().pid
+        self._last_words(unit)
+        if unit.known().pid != pid:
+            return  # it named its successor
+        code = unit.departed()
         if self._mains.get(pid) is unit:
             del self._mains[pid]
         unit.dead()
@@ -310,19 +349,30 @@ class Fleet:
             self._bury(unit, code)
         elif pid in self.strangers:
             self.strangers.pop(pid)(code)
+        elif (probe := self._probes.pop(pid, None)) is not None:
+            probe.ended(code, frozenset((*self._mains, *self.strangers, *self._probes)))
 
     def _died(self, pid: int) -> Unit | None:
         """Reap one; the unit whose main process it was."""
+        if (unit := self._mains.get(pid)) is not None:
+            self._last_words(unit)  # it may name its successor
+        elif (probe := self._probes.get(pid)) is not None:
+            probe.dead()
         unit = self._mains.pop(pid, None)
         if unit is not None:
             unit.dead()
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
         return unit
 
+    def _last_words(self, unit: Unit) -> None:
+        self._settle(unit)
+        unit.hear()
+
     def _bury(self, unit: Unit, code: int | None) -> None:
         self._settle(unit)
         failure = unit.child.failure if unit.child else None
-        unit.hear()
+        for probe in [probe for probe in self._probes.values() if probe.unit == unit.name]:
+            probe.kill()
 
         def gone(left: list[int]) -> None:
             self._burials.pop(unit.name, None)
@@ -336,7 +386,9 @@ class Fleet:
     def _members(self, unit: Unit, trunk: tree.Tree, fresh: bool) -> list[int]:
         neighbours = [u for u in self._units.values() if u.alive and u is not unit]
         groups = [u.kill_cgroup for u in neighbours if u.kill_cgroup is not None]
-        others = frozenset(self._mains) | frozenset(self.strangers)
+        firsts = (u.origin[0] for u in neighbours if u.moved and tree.lives(*u.origin))
+        probes = (pid for pid, probe in self._probes.items() if probe.unit != unit.name)
+        others = frozenset((*self._mains, *self.strangers, *firsts, *probes))
         if fresh or not self._sharing:
             self._scan = None
         return tree.members(
@@ -434,6 +486,11 @@ class Fleet:
         if event == "output":
             self._emit({"event": event, "unit": unit.name} | asdict(unit.losses))
             return
+        if event == "store":
+            self._emit({"event": event, "unit": unit.name} | _stored(unit))
+            return
+        if event == "main":
+            self._moved(unit)
         row = unit.known()
         body: Json = {"event": event, "unit": row.unit, "invocation": row.invocation}
         said = unit.stamps
@@ -442,6 +499,8 @@ class Fleet:
             "extend": {"until": said.extended},
             "interval": {"seconds": said.interval},
             "trigger": {"at": said.trigger},
+            "main": {"pid": row.pid, "start_time": row.start_time},
+            "ignored": {"text": unit.voice.note},
         }
         status = {"at": said.said, "status": row.status, "stopping": said.stopping, "reloading": said.reloading}
         self._emit(body | more.get(event, status))
@@ -467,3 +526,17 @@ class Fleet:
 
 def _addresses(unit: Unit) -> dict[str, str]:
     return {name: open_one.address for name, open_one in unit.listeners.items()}
+
+
+def _plan(data: Json, fds: list[int], directory: str) -> SpawnPlan:
+    try:
+        plan = SpawnPlan.from_dict(data)
+        process.check(plan, fds)
+        return replace(plan, env={**plan.env, "AGENTD_RUNTIME": os.path.dirname(directory)})
+    except (TypeError, AttributeError, ValueError, KeyError) as error:
+        raise StepFailed("check", errno.EINVAL, "plan", str(error)) from None
+
+
+def _stored(unit: Unit) -> dict[str, int]:
+    store = unit.voice.store
+    return {"kept": len(store.fds), "refused": store.refused}

@@ -61,9 +61,10 @@ class Loop:
         self._wakeup = -1
 
     def watch(self, fd: int, action: Callable[[int], None], mask: int = EPOLLIN) -> None:
-        """Call ``action(events)`` while fd is ready."""
-        self._watches[fd] = Watch(fd, action, bulk=False)
+        """Call ``action(events)`` while fd is ready; with mask 0, when it has hung up. PermissionError: it cannot be
+        watched, as a regular file."""
         self._epoll.register(fd, mask)
+        self._watches[fd] = Watch(fd, action, bulk=False)
 
     def watch_bulk(self, fd: int, pump: Callable[[int], object]) -> None:
         """Call ``pump(quota)`` while fd is readable, after all other events of the turn."""

@@ -23,6 +23,8 @@ from agentd.keeper.upgrade import Upgrade
 
 Json = dict[str, Any]
 USAGE = "usage: agentd-keeper --runtime DIR [--state DIR] [-- DAEMON ARGV...]"
+OUR_MANAGER = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+"""What a service manager above us says to us, and not to the daemon."""
 STOP_TIMEOUT = 30.0
 """Seconds that the daemon has to stop all units in order after the first signal."""
 DAEMON_TIMEOUT = 5.0
@@ -46,7 +48,8 @@ class Keeper:
         arguments = ["--runtime", runtime]
         self._upgrade = Upgrade(self._loop, self._fleet, arguments, daemon, self._handover, self._may_upgrade)
         self._server.upgrade = self._upgrade.request
-        env = {**os.environ, "AGENTD_KEEPER": socket_path}
+        env = {name: value for name, value in os.environ.items() if name not in OUR_MANAGER}
+        env["AGENTD_KEEPER"] = socket_path
         self._slot = Slot(self._loop, self._fleet, daemon, env) if daemon else None
         if resumed is None:
             self._adopt()
@@ -133,16 +136,18 @@ class Keeper:
             self._server.stopping = True
             self._server.emit({"event": "stopping", "signal": number})
             self._loop.after(STOP_TIMEOUT, lambda: self._end(lambda: None))
-            self._client_changed()
+            self._end_alone()
 
         return stop
 
     def _client_changed(self) -> None:
-        """A client came or went. Told to stop with nobody to do it in order, we do it ourselves."""
-        if self._server.connected and self._slot:
-            self._slot.greeted = True
+        """A client came or went."""
         if self._slot:
-            self._slot.unwatch()
+            self._slot.connected(self._server.connected)
+        self._end_alone()
+
+    def _end_alone(self) -> None:
+        """Told to stop with nobody to do it in order, we do it ourselves."""
         alone = self._slot is None or not self._fleet.lives
         if self._server.stopping and not self._server.connected and alone:
             self._end(lambda: None)

@@ -1,8 +1,8 @@
 """The notify socket of one unit: READY, STATUS, RELOADING, STOPPING, WATCHDOG and their kin, stamped when they arrive.
 
 Knows the sd_notify text form and its own socket, not what the stamps are used for. Identity is the socket: only
-the unit's uid can write to it. Descriptors that come with a datagram are closed at once by the kernel, since no room is
-given for them: that is what BARRIER=1 waits for, and it comes after all that was said before.
+the unit's uid can write to it. Descriptors that come with a datagram go to the unit's store, or are closed: that is
+what BARRIER=1 waits for, and it comes after all that was said before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import socket
 import stat
 import time
 from dataclasses import dataclass
+
+from agentd.keeper import fdstore
 
 DATAGRAM = 4096
 """Longer datagrams are dropped."""
@@ -42,6 +44,8 @@ class Stamps:
     """Seconds: what WATCHDOG_USEC= asks for as the longest time between two beats."""
     trigger: float | None = None
     """When WATCHDOG=trigger came: it declares itself hung."""
+    main: str | None = None
+    """What MAINPID= named, until it was looked at."""
 
     def take(self, datagram: bytes, now: float) -> bool:
         """Apply one datagram; False if it is garbage."""
@@ -68,6 +72,8 @@ class Stamps:
             return self._time(name, value, now)
         elif name == "STOPPING" and value == "1":
             self.stopping, self.said = True, now
+        elif name == "MAINPID":
+            self.main = value[:32]
         elif name == "STATUS":
             self.status = "".join(c if c.isprintable() else "\ufffd" for c in value[:STATUS_LENGTH])
             self.said = now
@@ -93,14 +99,15 @@ _HARMLESS = frozenset(
         "RELOADING",
         "ERRNO",
         "BUSERROR",
-        "MAINPID",
         "BARRIER",
         "MONOTONIC_USEC",
         "READY",
         "STOPPING",
         "WATCHDOG",
         "FDSTORE",
+        "FDSTOREREMOVE",
         "FDNAME",
+        "FDPOLL",
         "NOTIFYACCESS",
     }
 )
@@ -134,15 +141,21 @@ class NotifySocket:
         """Let the unit's uid, and no other, write to it."""
         os.chown(self.path, os.geteuid() if uid is None else uid, -1 if gid is None else gid)
 
-    def drain(self, stamps: Stamps | None, most: int = PER_TURN) -> int:
-        """Read at most this many datagrams into stamps, or drop them (None); how many there were."""
+    def drain(self, stamps: Stamps | None, store: fdstore.Store | None = None, most: int = PER_TURN) -> int:
+        """Read at most this many datagrams into stamps and store, or drop them (None); how many there were."""
         for count in range(most):
             try:
-                datagram, _, flags, _ = self._socket.recvmsg(DATAGRAM)
+                datagram, ancillary, flags, _ = self._socket.recvmsg(DATAGRAM, fdstore.ROOM, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return count
             good = stamps is not None and not flags & socket.MSG_TRUNC and stamps.take(datagram, time.monotonic())
             self.dropped += not good
+            if ancillary or b"FDSTORE" in datagram:
+                fds = fdstore.received(ancillary)
+                if good and store is not None:
+                    store.take(datagram, fds, cut=bool(flags & socket.MSG_CTRUNC))
+                else:
+                    fdstore.close(fds)
         return most
 
     def close(self) -> None:

@@ -49,16 +49,23 @@ def status(fd: int, pid: int, start_time: int) -> int | None:
     return None if code is None else os.waitstatus_to_exitcode(code)
 
 
+def fetched(fd: int, number: int) -> int:
+    """A copy of what the process holds under this number; -1 if it may not be had (it needs the right to trace it)."""
+    copy = int(_syscall(_PIDFD_GETFD, fd, number, 0))
+    if copy >= 0:
+        os.set_inheritable(copy, False)
+    return copy
+
+
 def listener(fd: int, number: int, address: str) -> socket.socket | None:
     """A copy of the listening socket that the process holds as ``number``; None if it may not be had.
 
     Needs root (the right to trace it). What is there under that number is believed only if it listens at ``address``.
     """
-    copy = _syscall(_PIDFD_GETFD, fd, number, 0)
+    copy = fetched(fd, number)
     if copy < 0:
         return None
     try:
-        os.set_inheritable(copy, False)
         sock = socket.socket(fileno=copy)
     except OSError:  # no socket
         os.close(copy)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from agentd.keeper import trail
@@ -56,6 +57,10 @@ class Saved:
     process: Process | None = None
     listeners: dict[str, str] = field(default_factory=dict)
     """Name → the address that it really had."""
+    origin: list[int] | None = None
+    """Pid and start time of the process that was forked, where another is main now."""
+    store: list[Json] = field(default_factory=list)
+    """What the unit had left with the keeper (``fdstore.Store.described``)."""
 
 
 def write(path: str, content: Json) -> None:
@@ -95,7 +100,9 @@ def saved(directory: str) -> list[Saved]:
             if known and "extra" in known:
                 known["extra"] = dict(known["extra"])
             process = Process(plan.unit, plan.invocation, **known) if known else None
-            found[plan.unit] = Saved(plan.unit, content["state"], plan, process, dict(content.get("listeners") or {}))
+            one = Saved(plan.unit, content["state"], plan, process, dict(content.get("listeners") or {}))
+            one.origin, one.store = content.get("origin"), list(content.get("store") or ())
+            found[plan.unit] = one
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             say(f"a file in {directory} is none of ours: {error!r}; going on without it")
     return list(found.values())
@@ -118,10 +125,17 @@ class Record:
         self._plan: SpawnPlan | None = None
         """The plan that the file has."""
 
-    def write(self, state: str, plan: SpawnPlan, process: Process | None, listeners: dict[str, str]) -> None:
-        """Say what is so now, in one step."""
+    def write(
+        self,
+        state: str,
+        plan: SpawnPlan,
+        process: Process | None,
+        listeners: dict[str, str],
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Say what is so now, in one step. ``more``: keys of ``Saved`` beside these."""
         row = process and {name: getattr(process, name) for name in _ROW}
-        change: Json = {"state": state, "process": row, "listeners": listeners}
+        change: Json = {"state": state, "process": row, "listeners": listeners, **more}
         if plan is not self._plan:
             change["plan"] = _plan(plan)
         self._trail.write(change, lambda: {"plan": _plan(plan)})

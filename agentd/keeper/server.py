@@ -278,6 +278,9 @@ class Server:
             }
         )
         self.on_client()
+        if "alive" in message:
+            with contextlib.suppress(Refused):
+                self.on_alive(_seconds(message, "alive"))
 
     # Requests
 
@@ -302,9 +305,6 @@ class Server:
     def _do(self, message: Json, fds: list[int], answer: Callable[[Json], bool]) -> Json | None:
         """Execute; None if the answer comes later."""
         match message.get("do"):
-            case "spawn":
-                self.fleet.spawn(_field(message, "plan", dict), fds, answer)
-                return None
             case "signal":
                 whole = message.get("whole") is True
                 self.fleet.signal(*_which(message), _field(message, "signal", int), whole)
@@ -320,19 +320,31 @@ class Server:
             case "blob":
                 text = None if message.get("text") is None else _field(message, "text", str)
                 self.fleet.set_blob(_field(message, "unit", str), text)
+            case "drop":
+                self.fleet.drop(_field(message, "unit", str))
             case "forget" if "units" in message:
                 self.fleet.forget_all([str(name) for name in _field(message, "units", list)])
             case "forget":
                 self.fleet.forget(_field(message, "unit", str))
+            case _:
+                self._begin(message, fds, answer)
+                return None
+        return {}
+
+    def _begin(self, message: Json, fds: list[int], answer: Callable[[Json], bool]) -> None:
+        """What is answered when it is over."""
+        match message.get("do"):
+            case "spawn":
+                self.fleet.spawn(_field(message, "plan", dict), fds, answer)
+            case "probe":
+                within = _seconds(message, "within")
+                self.fleet.probe(*_which(message), _field(message, "plan", dict), within, answer)
             case "upgrade":
                 self.upgrade(lambda body: self._at_once(answer, body))
-                return None
             case "end":
                 self._stop(lambda: answer({}))
-                return None
             case other:
                 raise Refused("unknown", f"this keeper does not know the request {other!r}")
-        return {}
 
     def _at_once(self, answer: Callable[[Json], bool], body: Json) -> None:
         """Answer before an exec: nothing may gather any more."""

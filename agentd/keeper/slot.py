@@ -20,6 +20,10 @@ HEALTHY = 1.0
 """Seconds: a daemon that lived so long is restarted at once."""
 FIRST_DELAY = 0.1
 LAST_DELAY = 2.0
+START_WITHIN = 30.0
+"""Seconds that a daemon has from its start until it says hello: it reads its own program from a cold disk."""
+RETURN_WITHIN = 10.0
+"""Seconds that one that runs has until it says hello again, after its connection or its keeper was lost."""
 BAD_INPUT = 2
 """Exit status of a daemon that could not read what a person wrote: it would be the same again."""
 
@@ -57,6 +61,7 @@ class Slot:
         row = read_stat(self.pid)
         self.start_time = row.start_time if row else 0
         self._fleet.strangers[self.pid] = self._exited
+        self.expect(START_WITHIN)
         self.changed()
 
     def adopt(self, pid: int, start_time: int) -> bool:
@@ -67,6 +72,7 @@ class Slot:
         self.pid, self.start_time, self.greeted = pid, start_time, True
         self._started = time.monotonic()
         self._loop.watch(self._pidfd, lambda _: self._departed())
+        self.expect(RETURN_WITHIN)
         return True
 
     def resume(self, pid: int, start_time: int, greeted: bool) -> None:
@@ -77,6 +83,7 @@ class Slot:
             return
         self.pid, self.start_time, self.greeted, self._started = pid, start_time, greeted, time.monotonic()
         self._fleet.strangers[pid] = self._exited
+        self.expect(RETURN_WITHIN if greeted else START_WITHIN)
 
     def signal(self, number: int) -> None:
         """Signal the daemon if it lives."""
@@ -96,11 +103,24 @@ class Slot:
 
     def alive(self, within: float) -> None:
         """The daemon says that its supervision turns, and will say so again in this many seconds: else it is killed."""
+        self.expect(within)
+
+    def expect(self, within: float) -> None:
+        """It is killed if it says nothing for so many seconds: one that is stopped would be there for ever."""
         self.unwatch()
-        self._watchdog = self._loop.after(within, lambda: self._silent(within))
+        if self.pid is not None:
+            self._watchdog = self._loop.after(within, lambda: self._silent(within))
+
+    def connected(self, there: bool) -> None:
+        """A client came: nothing is expected until it says what. Or it went away: the daemon is to come back."""
+        if there:
+            self.greeted = True
+            self.unwatch()
+        else:
+            self.expect(RETURN_WITHIN)
 
     def unwatch(self) -> None:
-        """Expect nothing any more, until it says so again: its connection went away, or it did."""
+        """Expect nothing any more: it said nothing of being alive, or it is dead."""
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from agentd.keeper import cgroup
 from agentd.keeper.loop import EPOLLPRI, Loop, Timer
 
+PROBE = "AGENTD_PROBE"
+"""In the environment of a probe: what that starts is known by it, where no cgroup holds it."""
 PATIENCE = 2.0
 """Seconds until survivors are reported as left."""
 RESCAN = 0.02
@@ -62,6 +64,12 @@ def read_stat(pid: int) -> Stat | None:
         return None
     fields = text[text.rindex(b")") + 2 :].split()
     return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+
+
+def lives(pid: int, start_time: int) -> bool:
+    """Whether this very process is there, be it as a zombie."""
+    row = read_stat(pid)
+    return row is not None and row.start_time == start_time
 
 
 def scan() -> dict[int, Stat]:

@@ -11,25 +11,22 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from agentd.keeper import cgroup, pidfd, process, record
+from agentd.keeper import cgroup, mainpid, pidfd, process, record
 from agentd.keeper.listener import ListenerSocket
 from agentd.keeper.loop import Loop, Timer, say
-from agentd.keeper.notify import NotifySocket, Stamps
+from agentd.keeper.notify import Stamps
 from agentd.keeper.output import Losses, OutputPipe
 from agentd.keeper.plan import Process, SpawnPlan
 from agentd.keeper.process import Child, StepFailed
 from agentd.keeper.record import Record, Saved
 from agentd.keeper.tree import Tree, read_stat
+from agentd.keeper.voice import Voice
 
 Json = dict[str, Any]
 
-LAST_WORDS = 4096
-"""Datagrams that are read at the end of an invocation, or dropped before the next."""
-STATUS_GAP = 0.1
-"""Seconds between two events of one unit about what it said, READY apart."""
 WRITE_GAP = 0.05
 """Seconds in which READY and STATUS gather before they are written for a next keeper. The daemon has them too, so only
 the death of both within that time can lose one."""
@@ -39,15 +36,10 @@ NEWBORN = 0.01
 """Seconds: what is killed so young may have been killed at its birth, as somebody else had written to its cgroup.kill."""
 LOSS_GAP = 1.0
 """Seconds between two output events of one unit."""
-ASKED = {"extend": "extended", "interval": "interval", "trigger": "trigger"}
-"""Events about what it asked for, and the stamps that they tell of."""
-
-_Status = tuple[str, bool, bool]
-_NOTHING: _Status = ("", False, False)
 
 
 class Unit:
-    """One unit. ``said(unit, event)`` is called when ``ready``, ``status`` or ``output`` is to be told."""
+    """One unit. ``said(unit, event)`` is called when one of the protocol's events about it is to be told."""
 
     def __init__(self, loop: Loop, name: str, record: Record, said: Callable[[Unit, str], None]) -> None:
         self.name, self.record = name, record
@@ -56,7 +48,10 @@ class Unit:
         """A fork that has not answered yet."""
         self.process: Process | None = None
         """The last process, dead or alive, without its stamps."""
-        self.stamps = Stamps()
+        self.origin: tuple[int, int] = (0, 0)
+        """Pid and start time of the process that was forked: its group and session name the tree, whoever is main."""
+        self.voice = Voice(loop, self._voiced, self._claimed)
+        self.voice.heed(lambda: self.alive)
         self.listeners: dict[str, ListenerSocket] = {}
         self.parents: list[str] = []
         """Directories above its cgroups that were made for it, outermost first."""
@@ -67,20 +62,23 @@ class Unit:
         self._unwritten: Timer | None = None
         self._loop, self._said = loop, said
         self._pidfd = -1
-        self._notify: NotifySocket | None = None
         self._output: OutputPipe | None = None
         self.losses = Losses()
         self._told_losses: tuple[int, bool] = (0, False)
         self._counting: Timer | None = None
         """Runs after an output event; until then the next one waits."""
-        self._quiet: Timer | None = None
-        """Runs after a status event; until then the next one waits."""
-        self._told_ready = False
-        self._told_status: _Status = _NOTHING
-        self._told: dict[str, float | None] = {}
-        """What was told last of each of ASKED."""
         self.printed: float | None = None
         """When its output last moved."""
+
+    @property
+    def stamps(self) -> Stamps:
+        """What its present invocation has said."""
+        return self.voice.stamps
+
+    @property
+    def moved(self) -> bool:
+        """Its main process is not the one that was forked, but one that it named (MAINPID=)."""
+        return self.process is not None and self.origin[0] != self.process.pid
 
     @property
     def alive(self) -> bool:
@@ -110,9 +108,7 @@ class Unit:
         assert self.process is not None
         own = self.plan.uid if self.plan.uid not in (None, 0, os.geteuid()) else None
         row = self.process
-        return Tree(
-            self.name, row.invocation, row.pid, row.start_time, own, self.kill_cgroup, self.record.runtime, self.adrift
-        )
+        return Tree(self.name, row.invocation, *self.origin, own, self.kill_cgroup, self.record.runtime, self.adrift)
 
     # From one keeper to the next
 
@@ -130,10 +126,12 @@ class Unit:
             else _found(saved.plan, self.record.runtime)
         )
         if row is not None:
-            self._remember(row)
+            self._remember(row, saved.origin)
             if row.ended is None:
                 self.adrift = True
                 self._pidfd = pidfd.opened(row.pid, row.start_time)
+        if saved.store:
+            self._recover(saved.store)
         if self.plan is not None:
             self._reopen(self.plan)
         return self._pidfd >= 0
@@ -149,33 +147,33 @@ class Unit:
         sockets = {name: [open_one.fileno(), open_one.address] for name, open_one in self.listeners.items()}
         fds: dict[str, int] = {
             "pidfd": self._pidfd,
-            "notify": self._notify.fileno() if self._notify else -1,
             "output": self._output.fileno() if self._output else -1,
         }
+        said, heard = self.voice.handover()
         state = {
             "unit": self.name,
             "plan": self.plan and self.plan.to_dict() | {"env": {}},
             "process": row and row.to_dict(),
+            "origin": list(self.origin),
             "stamps": asdict(self.stamps),
-            "told": self._told,
             "printed": self.printed,
             "adrift": self.adrift,
             "addresses": self._addresses,
             "listeners": sockets,
             "losses": asdict(self.losses),
-            "notify_dropped": self._notify.dropped if self._notify else 0,
+            **said,
             **fds,
         }
-        every = (*fds.values(), *(open_one.fileno() for open_one in self.listeners.values()))
+        every = (*fds.values(), *heard, *(open_one.fileno() for open_one in self.listeners.values()))
         return state, [fd for fd in every if fd >= 0]
 
     def resume(self, state: Json) -> bool:
         """Take over what ``handover`` of the program before gave; whether its main process lives."""
         plan = self.plan = SpawnPlan.from_dict(state["plan"]) if state["plan"] else None
         if state["process"]:
-            self._remember(_process(state["process"]))
-        self.stamps = Stamps(**{k: v for k, v in state["stamps"].items() if k in Stamps.__dataclass_fields__})
-        self._told, self.printed = state.get("told", self._told), state.get("printed")
+            self._remember(_process(state["process"]), state.get("origin"))
+        self.voice.stamps = Stamps(**{k: v for k, v in state["stamps"].items() if k in Stamps.__dataclass_fields__})
+        self.printed = state.get("printed")
         self.adrift, self._pidfd = state["adrift"], state["pidfd"]
         self._addresses = state["addresses"]
         self.losses = Losses(**{k: v for k, v in state["losses"].items() if k in Losses.__dataclass_fields__})
@@ -184,40 +182,34 @@ class Unit:
             if listener.name in state["listeners"]:
                 fd, address = state["listeners"][listener.name]
                 self.listeners[listener.name] = ListenerSocket(listener, address, socket.socket(fileno=fd))
+        self.voice.resume(state, plan)
         if plan is not None:
-            sock = socket.socket(fileno=state["notify"]) if state["notify"] >= 0 else None
-            self._hear_again(plan, sock)
             self._reopen(plan)
         if state["output"] >= 0:
             os.close(state["output"])  # it kept the content while nobody else had the FIFO open
-        if self._notify:
-            self._notify.dropped = state["notify_dropped"]
         self._write_soon()
         return self.process is not None and self.process.ended is None
 
-    def _remember(self, row: Process) -> None:
-        """An invocation that was known before us, and of which READY and STATUS were told."""
+    def _remember(self, row: Process, origin: list[int] | None) -> None:
+        """An invocation that was known before us."""
         named = (row.unit, row.invocation, row.pid, row.start_time, row.started)
         self.process = Process(*named, ended=row.ended, exit=row.exit)
-        said = row.extra
-        stopping, reloading = bool(said.get("stopping")), bool(said.get("reloading"))
-        asked = {field: said.get(field) for field in ("extended", "interval")}
-        self.stamps = Stamps(ready=row.ready, status=row.status, stopping=stopping, reloading=reloading, **asked)
-        self._told_ready, self._told_status = row.ready is not None, (row.status, stopping, reloading)
-        self._told = {event: asked.get(field) for event, field in ASKED.items()}
+        self.origin = (int(origin[0]), int(origin[1])) if origin else (row.pid, row.start_time)
+        self.voice.remember(row)
+
+    def _recover(self, rows: list[Json]) -> None:
+        """What an earlier keeper was given to keep, as far as the living process still holds it."""
+        lives = self.process is not None and self._pidfd >= 0
+        lost = self.voice.store.recover(rows, self.known().pid, self._pidfd) if lives else len(rows)
+        if lost:
+            say(f"{self.name}: {lost} of the {len(rows)} descriptors that it had stored died with the keeper")
 
     def _reopen(self, plan: SpawnPlan) -> None:
-        for action in (self._hear_again, self._open_output, self._relisten):
+        for action in (self.voice.bind, self._open_output, self._relisten):
             try:
                 action(plan)
             except OSError as error:
                 say(f"{self.name}: {error} while it was adopted; going on without")
-
-    def _hear_again(self, plan: SpawnPlan, inherited: socket.socket | None = None) -> None:
-        """Its notify socket, with all that waits in it."""
-        if plan.notify is not None and self._notify is None:
-            self._notify = NotifySocket(plan.notify, plan.uid, plan.gid, inherited)
-            self._loop.watch(self._notify.fileno(), lambda _: self._heard())
 
     def _relisten(self, plan: SpawnPlan) -> None:
         """The listeners of an earlier keeper: from the living process that holds them, else opened again."""
@@ -237,7 +229,7 @@ class Unit:
         """All steps before the fork; raises StepFailed."""
         self.plan = plan
         for step, action in (
-            ("notify", self._bind_notify),
+            ("notify", self.voice.prepare),
             ("output", self._open_output),
             ("listen", self._listen),
             ("cgroup", self._make_cgroups),
@@ -252,9 +244,11 @@ class Unit:
         assert self.plan is not None
         writer = self._output.writer() if self._output else None
         try:
-            self.record.write("spawning", self.plan, None, self._open_addresses())
-            handed = [*(self.listeners[x.name].fileno() for x in self.plan.listeners), *fds]
-            self.child = process.fork(self.plan, handed, writer)
+            self.record.write("spawning", self.plan, None, self._open_addresses(), self._beside())
+            store = self.voice.store
+            handed = [*(self.listeners[x.name].fileno() for x in self.plan.listeners), *fds, *store.fds]
+            plan = replace(self.plan, fds=self.plan.fds + store.names) if store.fds else self.plan
+            self.child = process.fork(plan, handed, writer)
         except OSError as error:
             raise StepFailed.of("fork", error, self.name) from None
         finally:
@@ -265,6 +259,7 @@ class Unit:
         row = read_stat(self.child.pid)
         start_time = row.start_time if row else 0
         self.process = Process(self.name, self.plan.invocation, self.child.pid, start_time, time.monotonic())
+        self.origin = (self.child.pid, start_time)
         self._pidfd = self.child.pidfd
         return self.child
 
@@ -276,6 +271,7 @@ class Unit:
         """Exec succeeded."""
         self.child = None
         self._write("running")
+        self.voice.tell()
 
     # Life and death
 
@@ -285,12 +281,13 @@ class Unit:
             signal.pidfd_send_signal(self._pidfd, number)
             return
         assert self.process is not None
+        group = os.getpgid(self.process.pid) if self.moved else self.process.pid
         inside = set(cgroup.pids(self.kill_cgroup)) if self.kill_cgroup else set()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+            os.killpg(group, number)
         for pid in inside:
             with contextlib.suppress(ProcessLookupError):
-                if os.getpgid(pid) != self.process.pid:
+                if os.getpgid(pid) != group:
                     os.kill(pid, number)
 
     def kill(self) -> None:
@@ -298,7 +295,8 @@ class Unit:
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             self.signal(signal.SIGKILL, whole=False)
-            os.killpg(self.process.pid, signal.SIGKILL)
+            if not self.moved:  # else the number may be another's by now: the burial gets what is left
+                os.killpg(self.process.pid, signal.SIGKILL)
         if self.kill_cgroup:
             with contextlib.suppress(FileNotFoundError):
                 cgroup.kill(self.kill_cgroup)
@@ -306,10 +304,11 @@ class Unit:
     def dead(self) -> None:
         """The main process is a zombie that is about to be reaped: its group dies while its number is still its own.
 
-        An adopted one may be reaped by anybody at any time: its group is left to the burial.
+        One that was adopted, or is not the one that was forked, may be reaped by anybody at any time: its group is left
+        to the burial.
         """
         assert self.process is not None
-        if not self.adrift:
+        if not self.adrift and not self.moved:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         if self._pidfd >= 0:
@@ -319,12 +318,7 @@ class Unit:
 
     def hear(self) -> None:
         """Take and tell what it said before it died."""
-        if self._quiet:
-            self._quiet.cancel()
-            self._quiet = None
-        if self._notify:
-            self._notify.drain(self.stamps, LAST_WORDS)
-            self._tell()
+        self.voice.hear()
 
     def end(self, code: int | None) -> Process:
         """Its tree is gone: drain what it printed, and this is how it ended."""
@@ -364,11 +358,12 @@ class Unit:
             self._unwritten.cancel()
             self._unwritten = None
         self.record.remove()
-        for closing in (self._notify, self._output, *self.listeners.values()):
+        self.voice.forget()
+        for closing in (self._output, *self.listeners.values()):
             if closing is not None:
                 self._loop.unwatch(closing.fileno())
                 closing.close()
-        self._notify = self._output = None
+        self._output = None
         if self._counting:
             self._counting.cancel()
             self._counting = None
@@ -382,26 +377,10 @@ class Unit:
 
     def _fresh(self) -> None:
         """No invocation has said anything yet."""
-        self.stamps, self._told_ready, self._told_status = Stamps(), False, _NOTHING
-        self._told, self.printed = {}, None
-        if self._quiet:
-            self._quiet.cancel()
-            self._quiet = None
+        self.voice.fresh()
+        self.printed = None
 
     # Preparation, piece by piece
-
-    def _bind_notify(self, plan: SpawnPlan) -> None:
-        if self._notify and self._notify.path != plan.notify:
-            self._loop.unwatch(self._notify.fileno())
-            self._notify.close()
-            self._notify = None
-        if plan.notify is None:
-            return
-        if self._notify is None:
-            self._notify = NotifySocket(plan.notify, plan.uid, plan.gid)
-            self._loop.watch(self._notify.fileno(), lambda _: self._heard())
-        self._notify.give(plan.uid, plan.gid)
-        self._notify.drain(None, LAST_WORDS)
 
     def _open_output(self, plan: SpawnPlan) -> None:
         if self._output and plan.output and self._output.follows(plan.output):
@@ -435,40 +414,35 @@ class Unit:
         for group in plan.cgroups:
             self.parents += [path for path in cgroup.make(group) if path != group.path]
 
-    # Notify
+    # What it says
 
-    def _heard(self) -> None:
-        assert self._notify is not None
-        self._notify.drain(self.stamps if self.alive else None)
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.stamps.ready is not None and not self._told_ready:
-            self._told_ready = True
+    def _voiced(self, event: str) -> None:
+        if event == "trigger":
+            self.write_now()  # it says so once, and perhaps for the last time
+        else:
             self._write_soon()
-            self._said(self, "ready")
-        if self._quiet is not None:
+        self._said(self, event)
+
+    def _claimed(self, text: str) -> None:
+        """It names its main process anew: what that does from now on is what happens to the unit."""
+        if self.child is not None:
+            self.stamps.main = text  # looked at once it is past its exec
             return
-        told: list[str] = []
-        status = (self.stamps.status, self.stamps.stopping, self.stamps.reloading)
-        if status != self._told_status:
-            self._told_status = status
-            told.append("status")
-        for event, field in ASKED.items():
-            value = getattr(self.stamps, field)
-            if value is not None and value != self._told.get(event):
-                self._told[event] = value
-                told.append(event)
-        if told:
-            self._quiet = self._loop.after(STATUS_GAP, self._again)
-            self._write_soon()
-        for event in told:
-            self._said(self, event)
-
-    def _again(self) -> None:
-        """The gap is over: what was said meanwhile is told now."""
-        self._quiet = None
-        self._tell()
+        if not self.alive or self.plan is None or self.process is None or text == str(self.process.pid):
+            return
+        uid = os.geteuid() if self.plan.uid is None else self.plan.uid
+        try:
+            row, fd = mainpid.claim(text, self.tree(), uid)
+        except mainpid.NotOurs as refusal:
+            self.voice.refuse(str(refusal))
+            return
+        if self._pidfd >= 0:
+            self._loop.unwatch(self._pidfd)
+            os.close(self._pidfd)
+        self._pidfd = fd
+        self.process = replace(self.process, pid=row.pid, start_time=row.start_time)
+        self._write("running")  # at once: a next keeper that watched the old one would bury the new
+        self._said(self, "main")
 
     def _lost(self) -> None:
         """Output was dropped, or is written again: told at once, then at most once in LOSS_GAP."""
@@ -483,24 +457,20 @@ class Unit:
         self._lost()
 
     def _extra(self) -> dict[str, float]:
-        counts: dict[str, float | None] = {
-            "adopted": self.adrift,
-            "stopping": self.stamps.stopping,
-            "reloading": self.stamps.reloading,
-            "extended": self.stamps.extended,
-            "interval": self.stamps.interval,
-            "output_dropped": self.losses.dropped,
-            "notify_dropped": self._notify.dropped if self._notify else 0,
-        }
+        counts = {"adopted": self.adrift, "output_dropped": self.losses.dropped, **self.voice.extra()}
         return {name: count for name, count in counts.items() if count}
 
     def _open_addresses(self) -> dict[str, str]:
         return self._addresses | {name: open_one.address for name, open_one in self.listeners.items()}
 
+    def _beside(self) -> Json:
+        """What its file says beside plan, process and listeners."""
+        return {"origin": list(self.origin) if self.moved else None, "store": self.voice.store.described()}
+
     def _write(self, state: str) -> None:
         assert self.plan is not None
         try:
-            self.record.write(state, self.plan, self.row(), self._open_addresses())
+            self.record.write(state, self.plan, self.row(), self._open_addresses(), self._beside())
         except OSError as error:
             say(f"{self.record.path} cannot be written: {error}; proceeding")
 

@@ -121,7 +121,7 @@ def _kind(field: FieldInfo) -> str:
         quantity.size: "size",
         quantity.cpu: "CPUs",
         quantity.token_allowance: "tokens per window",
-        probe_table: "text or table",
+        probe_table: "text, list or table",
     }
     text = str(field.annotation)
     amount = _amount(field)

@@ -41,6 +41,8 @@ class Cause(StrEnum):
     failed = "failed"
     crashed = "crashed"
     hung = "hung"
+    timed_out = "timed_out"
+    """It made no progress on its message in time, though it may have been alive."""
     left = "left"
     stopped = "stopped"
     held = "held"
@@ -59,12 +61,15 @@ class Purpose(StrEnum):
     restart = "restart"
     hold = "hold"
     hang = "hang"
+    timed_out = "timed_out"
     start_timeout = "start_timeout"
     overrun = "overrun"
     follow = "follow"
 
 
-BLAMED = frozenset({Purpose.hang, Purpose.start_timeout})
+HANGS = frozenset({Purpose.hang, Purpose.timed_out})
+"""What ``on_hang`` says is done."""
+BLAMED = HANGS | {Purpose.start_timeout}
 """The unit is killed for its own fault: the end counts as a failure, and ``Life.reason`` says which."""
 AT_FAULT = BLAMED | {Purpose.overrun}
 """The end counts as a failure, though one that only ran too long is asked to stop first."""
@@ -355,9 +360,10 @@ class Of:
 
 @dataclass(frozen=True, slots=True)
 class Hang(Of):
-    """The daemon found that it hangs, for example over a message that is overdue."""
+    """The daemon found that it hangs; ``late``: over a message on which it made no progress in time."""
 
     text: str
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ Six facts make up a life beside its phase:
   a wanted unit that cannot be spawned for it is ``waiting`` (inactive and wanted) until Proceed. Who needs whom is not
   known here; ``Follow`` stops a unit that cannot go on without what it is bound to, and leaves it wanted.
 * ``purpose``, why it began to stop. It decides the cause that the end is given: ``stop``, ``restart``, ``hold`` and
-  ``follow`` are ours, so the end is clean whatever the exit status; ``hang``, ``start_timeout`` and ``overrun`` are the
-  unit's fault, a failure. What comes after the end is decided at the end: by ``wanted``, ``hold``, ``awaits``, and for
-  a failure by the policy.
+  ``follow`` are ours, so the end is clean whatever the exit status; ``hang``, ``timed_out`` (no progress on its
+  message), ``start_timeout`` and ``overrun`` are the unit's fault, a failure. What comes after the end is decided at
+  the end: by ``wanted``, ``hold``, ``awaits``, and for a failure by the policy.
 * ``deadline``, the one next moment that matters: start_timeout in starting, heartbeat or the end of runtime_max in
   running, stop_timeout in stopping, the next try in backoff and parked; nothing elsewhere.
 
@@ -64,6 +64,7 @@ from agentd.model.life import (
     AT_FAULT,
     BLAMED,
     DOWN,
+    HANGS,
     INNOCENT,
     LIVE,
     Abort,
@@ -105,7 +106,8 @@ from agentd.model.life import (
 from agentd.model.quantity import show_duration
 
 __all__ = [
-    "AT_FAULT", "BLAMED", "DOWN", "INNOCENT", "LIVE", "TABLE", "Abort", "Asked", "Await", "Beat", "Cause", "Deadline",
+    "AT_FAULT", "BLAMED", "DOWN", "HANGS", "INNOCENT", "LIVE", "TABLE",
+    "Abort", "Asked", "Await", "Beat", "Cause", "Deadline",
     "Effect", "Ended", "Ending", "Event", "Excused", "Extend", "Follow", "Hang", "Hold", "Interval", "Kill", "Life",
     "Note", "Now", "Of", "Phase", "Policy", "Proceed", "Purpose", "Ready", "Recovered", "Refused", "Release", "Restart",
     "Signal", "Spawn", "Spawned", "Start", "Stop", "step",
@@ -168,7 +170,7 @@ def _stop(life: Life, purpose: Purpose, reason: str, policy: Policy, now: Now, a
 def _end(life: Life, effects: tuple[Effect, ...], policy: Policy, now: Now) -> Step:
     """Do what the purpose of the stop asks for: a signal first, or the kill."""
     assert life.invocation is not None
-    if life.purpose is Purpose.hang and policy.on_hang == "abort":
+    if life.purpose in HANGS and policy.on_hang == "abort":
         return replace(life, deadline=now.mono + ABORT_TIMEOUT), (*effects, Abort(life.invocation))
     if life.purpose in BLAMED:
         return replace(life, deadline=_rekill(policy, now)), (*effects, Kill(life.invocation))
@@ -441,7 +443,7 @@ def _hang(life: Life, event: Hang, policy: Policy, now: Now) -> Step:
         return life, ()
     if policy.on_hang == "alarm":
         return _alarm(life, event.text)
-    return _stop(life, Purpose.hang, event.text, policy, now)
+    return _stop(life, Purpose.timed_out if event.late else Purpose.hang, event.text, policy, now)
 
 
 def _alarm(life: Life, text: str, **changes: Any) -> Step:
@@ -476,12 +478,16 @@ def _ended_stopping(life: Life, event: Ended, policy: Policy, now: Now) -> Step:
     if life.started is None and event.exit is None:
         ending = _ending(life, Cause.unstarted, None, "never ran", at, now)
     elif life.purpose in AT_FAULT:
-        cause = Cause.failed if life.purpose is Purpose.overrun else Cause.hung
+        cause = _FAULTS.get(life.purpose, Cause.hung)
         ending = _ending(life, cause, event.exit, life.reason, at, now)
     else:
         cause = Cause.held if life.purpose is Purpose.hold else Cause.stopped
         ending = _ending(life, cause, event.exit, f"{cause} ({_exit_text(event.exit)})", at, now)
     return _settle(life, ending, policy, now)
+
+
+_FAULTS: Mapping[Purpose | None, Cause] = {Purpose.overrun: Cause.failed, Purpose.timed_out: Cause.timed_out}
+"""What an end for a fault counts as, where it is not simply hung."""
 
 
 def _settle(life: Life, ending: Ending, policy: Policy, now: Now) -> Step:
@@ -490,7 +496,7 @@ def _settle(life: Life, ending: Ending, policy: Policy, now: Now) -> Step:
     if not life.wanted:
         reason = f"stopped while it was killed ({life.reason})" if life.purpose in AT_FAULT else life.reason
         moved, effects = _enter(life, Phase.inactive, reason, now)
-    elif ending.cause in (Cause.hung, Cause.failed) and not life.again:
+    elif ending.cause in (Cause.hung, Cause.timed_out, Cause.failed) and not life.again:
         moved, effects = _fail(life, ending, policy, now)
     else:
         moved, effects = _spawn(life, life.reason, now)

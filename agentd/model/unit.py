@@ -145,9 +145,10 @@ class Liveness(Section):
     probe: Annotated[Probe, BeforeValidator(probe_table)] | None = Field(
         None,
         description='Asks the unit itself whether it is well. "http://127.0.0.1:PORT/path" (any status below 400), '
-        '"tcp:HOST:PORT", or a table { tcp = "127.0.0.1:4222", expect = "INFO", interval = "10s", timeout = "3s", '
-        "failures = 3 }. So many failures in a row are a hang; before the first success none counts during "
-        "agent.start_timeout.",
+        '"tcp:HOST:PORT", a command as a list ["./ask", "--short"] (exit 0), or a table { tcp = "127.0.0.1:4222", '
+        'expect = "INFO", interval = "10s", timeout = "3s", failures = 3 } with tcp, http or exec. So many failures '
+        "in a row are a hang; before the first success none counts during agent.start_timeout. A command runs beside "
+        "the unit, as its user, with its environment and in its limits, and is killed at its timeout.",
     )
     on_hang: Literal["restart", "abort", "alarm"] = Field(
         "restart",

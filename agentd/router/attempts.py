@@ -3,7 +3,7 @@
 | cause | an attempt | an unexplained exit |
 |---|---|---|
 | refused (retry) = failed in its handler | yes | no |
-| failed, crashed, hung, left: its reader ended | yes | yes |
+| failed, timed_out, crashed, hung, left: its reader ended | yes | yes |
 | stopped, held, unstarted, taken back, lost connection | no | no |
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-EXITS = frozenset({"failed", "crashed", "hung", "left"})
+EXITS = frozenset({"failed", "timed_out", "crashed", "hung", "left"})
 INNOCENT = frozenset({"stopped", "held", "unstarted"})
 MAX_EFFECTS = 1000
 _MAX_EXITS = 32

@@ -95,14 +95,15 @@ def test_an_agent_that_does_not_beat_is_replaced_and_its_message_goes_on(short_d
 
 
 @pytest.mark.parametrize("by", ["deadline", "progress"])
-def test_an_agent_that_beats_and_does_not_move_is_hung(short_dir: Path, by: str) -> None:
-    """Beats alone are no progress: the message's deadline or liveness.progress finds it; the successor finishes it."""
+def test_an_agent_that_beats_and_does_not_move_timed_out(short_dir: Path, by: str) -> None:
+    """Beats alone are no progress: the message's deadline or liveness.progress finds it, the attempt counts as timed
+    out, and the successor finishes it."""
     unit = _agent(short_dir, deadline="1s") if by == "deadline" else _agent(short_dir, more='progress = "1s"')
     with fleet(short_dir, {"a": unit}) as f:
         assert _send(f, "a", {"how": "move"})["result"] == "done"
         assert _send(f, "a", {"how": "wait"})["result"] == "done by the successor"
         last = f.wait("a", state="running", restarts=1)["last"]
-        assert last["cause"] == "hung"
+        assert last["cause"] == "timed_out"
         assert ("without result or progress" if by == "deadline" else "no progress on its message") in last["text"]
 
 

@@ -16,6 +16,7 @@ from agentd.keeper.fleet import Fleet
 from agentd.keeper.loop import Loop
 from agentd.keeper.main import arguments
 from agentd.keeper.slot import Slot
+from agentd.keeper.tree import read_stat
 from tests.keeper.conftest import TIMEOUT, Client, Keeper, alive
 from tests.waiting import wait_until
 
@@ -249,6 +250,62 @@ os.kill(os.getpid(), 19)
     wait_until(lambda: len(lines(starts)) == 2, 10)
     assert time.monotonic() - before > 0.6 + 0.5
     assert not Path(f"/proc/{lines(starts)[0]}").exists()
+
+
+def test_a_daemon_that_stops_between_its_hello_and_its_first_word_is_killed(bare: Keeper) -> None:
+    """A hello may say when the first ``alive`` comes: one that is stopped before it is not there for ever."""
+    starts = bare.directory / "starts"
+    script = f"""
+import json, os, socket, time
+with open({str(starts)!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.connect(os.environ["AGENTD_KEEPER"])
+within = 0.4 if len(open({str(starts)!r}).readlines()) == 1 else 60
+s.send(json.dumps({{"hello": 1, "client": "x", "alive": within}}).encode())
+os.kill(os.getpid(), 19)
+"""
+    bare.start(sys.executable, "-c", script)
+    wait_until(lambda: len(lines(starts)) == 2, 10)
+    assert not Path(f"/proc/{lines(starts)[0]}").exists()
+
+
+@pytest.mark.parametrize("name", ["START_WITHIN", "RETURN_WITHIN"])
+def test_a_daemon_that_never_says_hello_is_killed(short_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Stopped before its first word, or when a new keeper finds it: it is killed in time, and another one started."""
+    monkeypatch.setattr(f"agentd.keeper.slot.{name}", 0.3)
+    loop = Loop()
+    slot = Slot(loop, Fleet(loop, str(short_dir), lambda _: None), ["sleep", "1000"], dict(os.environ))
+    if name == "START_WITHIN":
+        slot.start()
+    else:
+        found = subprocess.Popen(["sleep", "1000"])
+        row = read_stat(found.pid)
+        assert row is not None
+        assert slot.adopt(found.pid, row.start_time)
+    first = slot.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    dead = os.pidfd_open(first)
+    loop.watch(dead, lambda _: loop.stop())
+    late = loop.after(5.0, loop.stop)
+    loop.run()
+    assert late.live
+    assert os.waitid(os.P_PID, first, os.WEXITED).si_status == signal.SIGKILL  # type: ignore[union-attr]
+    if name == "RETURN_WITHIN":
+        found.returncode = -signal.SIGKILL
+    os.close(dead)
+    loop.close()
+
+
+def test_the_daemon_does_not_speak_to_the_keepers_own_manager(bare: Keeper) -> None:
+    """A service manager above the keeper is told by the keeper: its socket is not the daemon's."""
+    told = bare.directory / "told"
+    script = f"import os, time; open({str(told)!r}, 'w').write(' '.join(os.environ) + '\\n'); time.sleep(1000)"
+    bare.start(sys.executable, "-c", script, env={**os.environ, "NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1"})
+    wait_until(lambda: lines(told))
+    assert "AGENTD_KEEPER" in lines(told)[0].split()
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & set(lines(told)[0].split())
 
 
 def test_alive_wants_seconds(keeper: Keeper) -> None:

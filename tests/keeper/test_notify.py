@@ -248,3 +248,19 @@ def test_output_is_stamped_and_one_unit_can_be_asked_for(keeper: Keeper) -> None
     answer = client.done("beats", unit="b")
     assert set(answer["output"]) == {"b"}
     assert answer["output"]["b"] <= answer["now"]
+
+
+def test_a_call_for_help_just_before_the_keepers_death_is_known_to_the_next(bare: Keeper) -> None:
+    """WATCHDOG=trigger waits for no gap, neither to be told nor to be written: it may be the last word."""
+    client, path = start(bare.start())
+    tell(path, b"STATUS=working")
+    client.event("status")
+    tell(path, b"WATCHDOG=trigger")
+    at = client.event("trigger")["at"]
+    bare.process.kill()
+    bare.process.wait()
+    client.close()
+    bare.clients.clear()
+    (row,) = bare.start().client().welcome["processes"]  # type: ignore[attr-defined]
+    assert (row["extra"]["trigger"], row["ended"]) == (at, None)
+    bare.stop()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from agentd.model.life import (
     AT_FAULT,
     BLAMED,
+    HANGS,
     INNOCENT,
     LIVE,
     Abort,
@@ -75,7 +76,7 @@ POLICIES: tuple[Policy, ...] = (
 
 ANYTHING = (
     "start", "stop", "restart", "hold", "release", "answer", "answer", "answer", "refuse", "refuse for now",
-    "ready", "ready", "beat", "excuse", "hang", "recover", "extend", "interval",
+    "ready", "ready", "beat", "excuse", "hang", "late", "recover", "extend", "interval",
     "crash", "exit 1", "exit 0", "fail", "due", "due", "early", "stale",
     "reborn", "await", "proceed", "proceed", "follow",
 )  # fmt: skip
@@ -172,7 +173,7 @@ class History:
                 self.post(Ended(self.process, exits[action]))
         elif action in ("answer", "refuse", "refuse for now"):
             self.answer(action)
-        elif action in ("ready", "beat", "excuse", "hang", "recover", "extend", "interval"):
+        elif action in ("ready", "beat", "excuse", "hang", "late", "recover", "extend", "interval"):
             self.speak(action)
         else:
             {"fail": self.fail, "due": self.due, "early": self.early, "stale": self.stale, "reborn": self.reborn}[
@@ -196,10 +197,14 @@ class History:
             return
         heard: dict[str, Event] = {
             "ready": Ready(mine), "beat": Beat(mine, self.mono + 0.5 - self.luck), "excuse": Excused(mine),
-            "hang": Hang(mine, "overdue"), "recover": Recovered(mine, "it moves"),
+            "hang": Hang(mine, "it hangs"), "late": Hang(mine, "overdue", late=True),
+            "recover": Recovered(mine, "it moves"),
             "extend": Extend(mine, self.mono + 40.0 * self.luck), "interval": Interval(mine, 1.0 + 8.0 * self.luck),
         }  # fmt: skip
+        before = self.life.phase
         self.post(heard[action])
+        if action in ("hang", "late") and self.life.phase is Phase.stopping is not before:
+            assert self.life.purpose is (Purpose.timed_out if action == "late" else Purpose.hang)
 
     @property
     def limit(self) -> float | None:
@@ -339,7 +344,7 @@ class History:
             if isinstance(deed, Signal):
                 assert deed.signal == self.policy.stop_signal
                 assert self.life.purpose not in BLAMED
-            aborts = self.life.purpose is Purpose.hang and self.policy.on_hang == "abort"
+            aborts = self.life.purpose in HANGS and self.policy.on_hang == "abort"
             if isinstance(deed, Kill):
                 assert isinstance(event, Deadline) or (self.life.purpose in BLAMED and not aborts)
                 assert before.phase is Phase.stopping or not aborts
@@ -444,7 +449,7 @@ class History:
         assert life.alarm is None or life.phase in LIVE
         assert life.alarm is not None or not life.mute
         assert (self.policy.on_hang == "alarm") or life.alarm is None
-        assert self.policy.on_hang != "alarm" or life.purpose is not Purpose.hang
+        assert self.policy.on_hang != "alarm" or life.purpose not in HANGS
         assert told.count("unit.hung") == (before.alarm is None and life.alarm is not None)
         if before.alarm is not None and life.alarm is None and life.invocation == before.invocation:
             assert "unit.recovered" in told
@@ -495,7 +500,7 @@ class History:
             return Cause.unstarted
         if before.phase is Phase.stopping:
             assert before.purpose is not None
-            ours = {"hold": Cause.held, "overrun": Cause.failed} | dict.fromkeys(
+            ours = {"hold": Cause.held, "overrun": Cause.failed, "timed_out": Cause.timed_out} | dict.fromkeys(
                 ("stop", "restart", "follow"), Cause.stopped
             )
             return ours.get(before.purpose, Cause.hung)
@@ -530,17 +535,18 @@ class History:
         recent = [t for t in self.tally if t > self.mono - policy.window]
         parked = policy.burst is not None and (len(recent) >= policy.burst or (self.from_parked and not healthy))
         self.from_parked = parked
+        at_once = healthy or (self.row == 1 and policy.eager)
+        if parked and not healthy:
+            self.row -= 1
+        elif not parked and healthy and not policy.eager:
+            self.row = 0
         if life.hold is not None:
             assert life.phase is Phase.held
         elif parked:
             assert life.phase is Phase.parked
             assert life.deadline == self.mono + policy.parked_delay
-            if not healthy:
-                self.row -= 1
-        elif healthy or (self.row == 1 and policy.eager):
+        elif at_once:
             assert life.phase is self.spawned_into(), "the first failure after a healthy run restarts at once"
-            if not policy.eager:
-                self.row = 0
         else:
             doublings = self.row - (2 if policy.eager else 1)
             full = min(policy.max_delay, policy.delay * 2.0 ** min(max(doublings, 0), 30))

@@ -76,7 +76,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a hang is forgiven: no failure is counted",
         "lifecycle",
-        "elif ending.cause in (Cause.hung, Cause.failed) and not life.again:",
+        "elif ending.cause in (Cause.hung, Cause.timed_out, Cause.failed) and not life.again:",
         "elif False:",
     ),
     Mutant(
@@ -206,6 +206,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "return _stop(life, Purpose.hang, event.text, policy, now)",
     ),
     Mutant(
+        "a message that timed out counts as a hang",
+        "lifecycle",
+        "Purpose.timed_out: Cause.timed_out}",
+        "Purpose.timed_out: Cause.hung}",
+    ),
+    Mutant(
+        "every hang counts as a message that timed out",
+        "lifecycle",
+        "Purpose.timed_out if event.late else Purpose.hang",
+        "Purpose.timed_out",
+    ),
+    Mutant(
+        "who made no progress is not restarted by policy",
+        "lifecycle",
+        "ending.cause in (Cause.hung, Cause.timed_out, Cause.failed)",
+        "ending.cause in (Cause.hung, Cause.failed)",
+    ),
+    Mutant(
         "a run may last for ever as long as it beats",
         "lifecycle",
         "return due if end is None else min(due, end)",
@@ -226,8 +244,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a run that was too long is nobody's fault",
         "lifecycle",
-        "cause = Cause.failed if life.purpose is Purpose.overrun else Cause.hung",
-        "cause = Cause.stopped if life.purpose is Purpose.overrun else Cause.hung",
+        "{Purpose.overrun: Cause.failed, ",
+        "{Purpose.overrun: Cause.stopped, ",
     ),
     Mutant(
         "listed exit statuses are no success",
@@ -538,7 +556,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an abort is a kill",
         "lifecycle",
-        'if life.purpose is Purpose.hang and policy.on_hang == "abort":',
+        'if life.purpose in HANGS and policy.on_hang == "abort":',
         "if False:",
     ),
     Mutant(

@@ -23,7 +23,7 @@ def test_innocent_causes_do_not_count(cause: str) -> None:
     assert (attempts.number, attempts.exits) == (1, [])
 
 
-@pytest.mark.parametrize("cause", ["failed", "crashed", "hung", "left", "something new"])
+@pytest.mark.parametrize("cause", ["failed", "timed_out", "crashed", "hung", "left", "something new"])
 def test_unexplained_exits_count_once_per_invocation(cause: str) -> None:
     """Each invocation's end counts once, however often it is told; an unknown cause is a crash."""
     attempts = Attempts()
