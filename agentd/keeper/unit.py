@@ -33,7 +33,7 @@ the death of both within that time can lose one."""
 FIRST_FD = 3
 """Where the descriptors that a unit inherits begin."""
 NEWBORN = 0.01
-"""Seconds: what is killed so young may have been killed at its birth, as somebody else had written to its cgroup.kill."""
+"""Seconds: what is killed so young may have been killed at its birth, as somebody else wrote to its cgroup.kill."""
 LOSS_GAP = 1.0
 """Seconds between two output events of one unit."""
 

@@ -80,7 +80,7 @@ class Client:
         """The next event of this kind; others stay."""
         while True:
             for at, event in enumerate(self.events):
-                if event["event"] == kind:
+                if event.get("event") == kind:  # answers to what was asked may come between
                     return self.events.pop(at)
             self.events.append(self.packet())
 
