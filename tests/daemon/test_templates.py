@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.fleet import Fleet, fleet
 from tests.waiting import wait_until
@@ -28,6 +34,29 @@ def pids(f: Fleet) -> dict[str, int | None]:
     return {unit["name"]: unit["pid"] for unit in f.status()["units"] if not unit["system"]}
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Fleet]:
+    """One fleet without units, for tests that bring and remove their own."""
+    base = Path(tempfile.mkdtemp(prefix="ad", dir="/tmp"))
+    base.chmod(0o711)
+    with fleet(base) as running:
+        yield running
+    shutil.rmtree(base)
+
+
+@contextlib.contextmanager
+def units(f: Fleet, **texts: str) -> Iterator[None]:
+    """These units, deployed and running; gone afterwards. A template is named with a trailing underscore."""
+    files = {name.replace("_", "@", 1): text for name, text in texts.items()}
+    assert not errors(deploy_paths(f, {f"{name}.toml": text for name, text in files.items()}))
+    f.settle()
+    yield
+    for name in sorted(files, key=lambda name: (not name.endswith("@"), name)):
+        f.ask("DELETE", f"/v1/units/{name}")
+    assert pids(f) == {}
+    assert list(f.units.iterdir()) == []
+
+
 def deploy(f: Fleet, **texts: str) -> Json:
     """Deploy unit files, by the names of their units, from another directory."""
     return deploy_paths(f, {f"{name}.toml": text for name, text in texts.items()})
@@ -44,9 +73,10 @@ def errors(answer: Json) -> list[str]:
     return [found["message"] for found in answer["findings"] if found["severity"] == "error"]
 
 
-def test_replicas_grow_and_shrink_and_touch_no_other(short_dir: Path) -> None:
-    """They come up with the fleet; more are started, fewer stopped and removed, to none; the others keep their pids."""
-    with fleet(short_dir, {"coder@": template(2), "other": sleeper()}) as f:
+def test_replicas_grow_and_shrink_and_touch_no_other(shared: Fleet) -> None:
+    """They are started with their template; more are started, fewer stopped and removed, to none; the others keep their pids."""
+    f = shared
+    with units(f, coder_=template(2), other=sleeper()):
         before = pids(f)
         assert set(before) == {"coder@1", "coder@2", "other"}
         wait_until(lambda: f.log_of("coder@2") == "I am 2\n")
@@ -65,8 +95,8 @@ def test_replicas_grow_and_shrink_and_touch_no_other(short_dir: Path) -> None:
 
 
 def test_an_instance_that_was_started_by_name_is_remembered(short_dir: Path) -> None:
-    """It survives the death of the daemon, comes back after down and up, stays down once it was stopped, and is gone
-    with remove. The template does not even ask for any."""
+    """It survives the deaths of daemon and keeper, comes back after down and up, stays down once it was stopped, and is
+    gone with remove. The template does not even ask for any; once it asks for two, these come up with the fleet."""
     with fleet(short_dir, {"coder@": template(0)}) as f:
         assert pids(f) == {}
         for name in ("coder@eu", "coder@us", "coder@gone"):
@@ -75,7 +105,13 @@ def test_an_instance_that_was_started_by_name_is_remembered(short_dir: Path) -> 
         assert f.ask("DELETE", "/v1/units/coder@gone")[1]["removed"] == "coder@gone"
         before = pids(f)
         f.kill_daemon()
-        f.wait("coder@eu", state="running")
+        assert pids(f) == before
+        assert f.process is not None
+        f.process.kill()
+        f.process.wait()
+        f.start(settle=False)
+        wait_until(lambda: f._died() or f.status()["agentd"]["keeper_pid"] == f.process.pid, 10)
+        assert f.wait("coder@us", state="inactive")["pid"] is None
         assert pids(f) == before
     with fleet(short_dir, {"coder@": template(0)}) as f:
         assert f.wait("coder@eu", state="running")["pid"]
@@ -84,30 +120,19 @@ def test_an_instance_that_was_started_by_name_is_remembered(short_dir: Path) -> 
         assert f.post("/v1/units/coder@us/start")["state"] == "running"
         for name in ("coder@eu", "coder@us"):
             assert f.ask("DELETE", f"/v1/units/{name}")[0] == 200
-    with fleet(short_dir, {"coder@": template(0)}) as f:
-        assert pids(f) == {}
+    (short_dir / "u" / "coder@.toml").write_text(template(2))
+    with fleet(short_dir) as f:
+        assert set(pids(f)) == {"coder@1", "coder@2"}
 
 
-def test_an_instance_outlives_the_keeper_as_every_unit_does(short_dir: Path) -> None:
-    """The keeper is killed and the next one started: the instance that was started by name runs on."""
-    with fleet(short_dir, {"coder@": template(0)}) as f:
-        before = f.post("/v1/units/coder@eu/start")["pid"]
-        keeper = f.status()["agentd"]["keeper_pid"]
-        f.kill(keeper)
-        assert f.process is not None
-        f.process.wait(10)
-        f.start()
-        assert f.wait("coder@eu", state="running")["pid"] == before
-
-
-def test_a_changed_template_restarts_exactly_those_whose_unit_is_another(short_dir: Path) -> None:
+def test_a_changed_template_restarts_exactly_those_whose_unit_is_another(shared: Fleet) -> None:
     """coder@2 has a file of its own, coder@3 a drop-in for the very setting: only coder@1 is restarted; a comment
     restarts nobody."""
-    units = {"coder@": template(3), "coder@2": sleeper()}
-    f = Fleet(short_dir, units)
-    (f.units / "coder@3.toml.d").mkdir()
-    (f.units / "coder@3.toml.d" / "stop.toml").write_text('[agent]\nstop_timeout = "3s"\n')
-    with fleet(short_dir, units) as f:
+    f = shared
+    with units(f, coder_=template(3), coder_2=sleeper()):
+        stop = '[agent]\nstop_timeout = "3s"\n'
+        assert deploy_paths(f, {"coder@3.toml.d/stop.toml": stop})["restarted"] == ["coder@3"]
+        f.wait("coder@3", state="running", last={"cause": "stopped"})
         before = pids(f)
         same = deploy_paths(f, {"coder@.toml": template(3) + "\n# a comment\n"})
         assert same["unchanged"] == ["coder@2", "coder@1", "coder@3"]
@@ -119,10 +144,11 @@ def test_a_changed_template_restarts_exactly_those_whose_unit_is_another(short_d
         assert {name for name in before if before[name] != after[name]} == {"coder@1"}
 
 
-def test_a_dropin_changes_exactly_one_unit_and_stays_in_force(short_dir: Path) -> None:
+def test_a_dropin_changes_exactly_one_unit_and_stays_in_force(shared: Fleet) -> None:
     """Deployed by itself it restarts its unit; a unit file deployed alone later leaves it in place; its paths start
     where it stands, and every place that names files names it. Gone, the unit is as it was."""
-    with fleet(short_dir, {"a": sleeper(), "b": sleeper()}) as f:
+    f = shared
+    with units(f, a=sleeper(), b=sleeper()):
         before = pids(f)
         home = f.base / "elsewhere" / "home"
         home.mkdir(parents=True)
@@ -150,12 +176,14 @@ def test_a_dropin_changes_exactly_one_unit_and_stays_in_force(short_dir: Path) -
         removed = f.ask("DELETE", "/v1/units/a")[1]
         assert removed == {"removed": "a", "files": [str(f.units / "a.toml"), file]}
         assert [path.name for path in f.units.iterdir()] == ["b.toml"]
+        shutil.rmtree(home.parent)
 
 
-def test_a_broken_dropin_leaves_the_running_unit_alone(short_dir: Path) -> None:
+def test_a_broken_dropin_leaves_the_running_unit_alone(shared: Fleet) -> None:
     """Deployed it is refused, by its own name and line; put there by hand it is shown, and the unit runs on with what
     it had, over the death of the daemon too; the other unit is not even looked at."""
-    with fleet(short_dir, {"a": sleeper(), "b": sleeper(), "coder@": template(1)}) as f:
+    f = shared
+    with units(f, a=sleeper(), b=sleeper(), coder_=template(1)):
         before = pids(f)
         broken = "[limits]\nmemory = 'lots'\n"
         for owner in ("a", "coder@", "coder@1"):
@@ -174,12 +202,12 @@ def test_a_broken_dropin_leaves_the_running_unit_alone(short_dir: Path) -> None:
         (error,) = errors(deploy(f, a=sleeper(seconds="999")))  # what is installed counts
         assert "a.toml.d/big.toml:2:" in error
         assert pids(f) == before
-        (f.units / "a.toml.d" / "big.toml").write_text("[limits]\nmemory = '1G'\n[isolation]\nlevel='none'\n")
 
 
-def test_a_template_and_its_instances_change_together_or_not_at_all(short_dir: Path) -> None:
+def test_a_template_and_its_instances_change_together_or_not_at_all(shared: Fleet) -> None:
     """One instance of three could not follow the new text: nothing is installed, nobody restarted."""
-    with fleet(short_dir, {"coder@": template(3)}) as f:
+    f = shared
+    with units(f, coder_=template(3)):
         before, text = pids(f), (f.units / "coder@.toml").read_text()
         circle = template(3, 'after = ["coder@3"]')
         assert any("cycle coder@3 → coder@3" in error for error in errors(deploy_paths(f, {"coder@.toml": circle})))
@@ -187,10 +215,10 @@ def test_a_template_and_its_instances_change_together_or_not_at_all(short_dir: P
         assert pids(f) == before
 
 
-def test_a_template_stands_for_its_instances(short_dir: Path) -> None:
+def test_a_template_stands_for_its_instances(shared: Fleet) -> None:
     """status, stop, start and restart of NAME@ are about all of them, and of no other; remove takes the file too."""
-    units = {"coder@": template(2), "coder": sleeper(), "coder-x@": template(1)}
-    with fleet(short_dir, units) as f:
+    f = shared
+    with units(f, coder_=template(2), coder=sleeper(), **{"coder-x_": template(1)}):
         f.post("/v1/units/coder@eu/start")
         ours = ["coder@1", "coder@2", "coder@eu"]
         before = pids(f)
@@ -210,15 +238,10 @@ def test_a_template_stands_for_its_instances(short_dir: Path) -> None:
         assert f.ask("POST", "/v1/units/coder@1/start", {})[0] == 404
 
 
-def test_an_instance_is_addressed_by_its_name(short_dir: Path) -> None:
+def test_an_instance_is_addressed_by_its_name(shared: Fleet) -> None:
     """Units may name an instance, in a template by %i too; a template, or a plain name, is told what was meant."""
-    units = {
-        "db@": template(0),
-        "web@": template(0, 'requires = ["db@%i"]'),
-        "plain": sleeper('after = ["coder@1"]\nbinds_to = ["coder@2"]'),
-        "coder@": template(2),
-    }
-    with fleet(short_dir, units) as f:
+    f, plain = shared, sleeper('after = ["coder@1"]\nbinds_to = ["coder@2"]')
+    with units(f, db_=template(0), web_=template(0, 'requires = ["db@%i"]'), plain=plain, coder_=template(2)):
         assert f.unit("plain")["state"] == "running"
         status, answer = f.ask("POST", "/v1/units/web@eu/start", {})
         assert status == 400
@@ -230,9 +253,11 @@ def test_an_instance_is_addressed_by_its_name(short_dir: Path) -> None:
         for word in ("coder", "coder@"):
             found = deploy(f, new=sleeper(f'requires = ["{word}"]'))["findings"]
             assert [each["hint"] for each in found] == ["Did you mean coder@1?"]
-            assert f.ask("POST", "/v1/run", {"name": "x", "unit": {"agent": {"exec": ["true"], "after": [word]}}})[0] == 400
+            assert (
+                f.ask("POST", "/v1/run", {"name": "x", "unit": {"agent": {"exec": ["true"], "after": [word]}}})[0]
+                == 400
+            )
         status, answer = f.ask("POST", "/v1/units/coder/start", {})
         assert (status, answer["error"]["hint"]) == (404, "Did you mean coder@1?")
         status, answer = f.ask("POST", "/v1/units/coder@1/kill", {"signal": "SIGTERM"})
         assert status == 200
-
