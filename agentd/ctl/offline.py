@@ -35,7 +35,7 @@ def check(files: list[Json]) -> Json:
     findings += [_wrong(name, problem) for name, problem in read.problems]
     for name, unit in read.units.items():
         findings += [_wrong(name, error) for error in _program(unit, texts)]
-    for found in verify.verify(read.units, read.broken, templates=read.replicas):
+    for found in verify.verify(read.units, read.broken, templates={*read.replicas, *read.broken}):
         place = read.units[found.unit].origin(*found.place)
         line = reading.locate(texts.get(place or "", ""), *found.place)
         error = UnitFileError(found.message, file=place, line=line, key=found.key, hint=found.hint)

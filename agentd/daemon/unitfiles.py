@@ -20,7 +20,7 @@ from agentd.errors import AgentdError, ConfigError, UnitFileError
 from agentd.model import fileset, reading, verify
 from agentd.model.fileset import Fileset
 from agentd.model.layers import Layer
-from agentd.model.template import template_of
+from agentd.model.template import is_template, template_of
 from agentd.model.unit import Unit
 
 Json = dict[str, Any]
@@ -68,7 +68,8 @@ def judge(
     refused: set[str] = set()
     texts = {layer.file: layer.text for layer in files.files()}
     around = {**{name: unit for name, unit in (known or {}).items() if name not in read.broken}, **read.units}
-    for problem in verify.verify(around, read.broken, read.units, {*templates, *read.replicas}):
+    named = {*templates, *read.replicas, *filter(is_template, read.broken)}
+    for problem in verify.verify(around, read.broken, read.units, named):
         if problem.unit in read.units:
             findings.append(_of_fleet(problem, read.units[problem.unit], texts))
             if problem.severity == "error":

@@ -74,7 +74,8 @@ def errors(answer: Json) -> list[str]:
 
 
 def test_replicas_grow_and_shrink_and_touch_no_other(shared: Fleet) -> None:
-    """They are started with their template; more are started, fewer stopped and removed, to none; the others keep their pids."""
+    """They start with their template; more are started, fewer stopped and removed, to none; the others keep their
+    pids."""
     f = shared
     with units(f, coder_=template(2), other=sleeper()):
         before = pids(f)
