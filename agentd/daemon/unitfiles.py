@@ -137,10 +137,7 @@ def there(directory: Path, names: Collection[str] | None = None) -> Fileset:
     A template brings its instances along, an instance its template. A file that cannot be read is noted as such.
     """
     files = Fileset()
-    for path in _entries(directory):
-        owner, _ = fileset.owner_of(str(path) if path.suffix == ".toml" else f"{path}/")
-        if names is not None and not _concerns(owner, names):
-            continue
+    for path in _entries(directory, names):
         for file in [path] if path.suffix == ".toml" else _dropins(path, files):
             _read(file, files)
     return files
@@ -151,17 +148,23 @@ def load(directory: Path, wanted: Collection[str] = ()) -> Loaded:
     return judge(there(directory), wanted)
 
 
-def _entries(directory: Path) -> list[Path]:
+def _entries(directory: Path, names: Collection[str] | None) -> list[Path]:
+    """Unit files and directories of drop-ins, by name; without a look at all the others where names are given."""
+    if names is not None and not any(map(is_template, names)):
+        owners = {*names, *(above for name in names if (above := template_of(name)))}
+        wanted = (f"{owner}{suffix}" for owner in owners for suffix in _SUFFIXES)
+        return [directory / name for name in sorted(wanted) if os.path.lexists(directory / name)]
     try:
-        found = list(directory.iterdir())
+        found = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(path for path in found if path.name.endswith((".toml", fileset.DROPINS)))
+    return [directory / name for name in sorted(found) if name.endswith(_SUFFIXES) and _concerns(name, names)]
 
 
-def _concerns(owner: str, names: Collection[str]) -> bool:
-    above = template_of(owner)
-    return owner in names or above in names or any(template_of(name) == owner for name in names)
+def _concerns(file: str, names: Collection[str] | None) -> bool:
+    """Whether the file belongs to one of these, to an instance of one, or to the template of one."""
+    owner = file.removesuffix(fileset.DROPINS).removesuffix(".toml")
+    return names is None or owner in names or template_of(owner) in names or owner in map(template_of, names)
 
 
 def _dropins(directory: Path, files: Fileset) -> list[Path]:
@@ -194,6 +197,8 @@ _NO_DIRECTORY = {
     errno.ENOTDIR: "Drop-ins are files NAME.toml in a directory of this name: make it one, or remove it.",
 }
 """What to do about a directory of drop-ins that cannot be read, by errno."""
+_SUFFIXES = (".toml", fileset.DROPINS)
+
 _UNREADABLE = {
     errno.EACCES: "Let agentd's user read it (chmod), or remove it.",
     errno.EISDIR: "A unit is a file: rename or remove this directory.",

@@ -262,3 +262,29 @@ def test_an_instance_is_addressed_by_its_name(shared: Fleet) -> None:
         assert (status, answer["error"]["hint"]) == (404, "Did you mean coder@1?")
         status, answer = f.ask("POST", "/v1/units/coder@1/kill", {"signal": "SIGTERM"})
         assert status == 200
+
+
+def test_a_dropin_without_a_unit_is_noticed(shared: Fleet) -> None:
+    """A warning with its file and a hint, at check and deploy; it is installed, and in force once its unit is there."""
+    f, limits = shared, "[agent]\nstop_timeout = '3s'\n"
+    (warning,) = deploy_paths(f, {"a.toml.d/stop.toml": limits})["findings"]
+    assert (warning["severity"], warning["file"]) == ("warning", f"{f.base}/elsewhere/a.toml.d/stop.toml")
+    assert warning["message"].endswith("there is no a.toml that it could change. Ignoring.")
+    assert "deploy a.toml, or remove this one" in warning["hint"]
+    with units(f, a=sleeper()):
+        (row,) = [row for row in f.get("/v1/units/a")["settings"] if row["key"] == "stop_timeout"]
+        assert (row["value"], row["file"]) == ("3s", str(f.units / "a.toml.d" / "stop.toml"))
+
+
+def test_a_dropin_that_cannot_be_read_breaks_its_unit_only(shared: Fleet) -> None:
+    """Its unit is refused with the drop-in's name; nothing is installed, all go on."""
+    f = shared
+    with units(f, a=sleeper(), b=sleeper()):
+        before = pids(f)
+        (f.units / "a.toml.d").mkdir()
+        (f.units / "a.toml.d" / "bytes.toml").write_bytes(b"# \xff")
+        answer = deploy_paths(f, {"a.toml": sleeper(seconds="9"), "b.toml": sleeper()})
+        assert errors(answer) == [f"{f.units}/a.toml.d/bytes.toml:1: this is not UTF-8 text."]
+        assert answer["unchanged"] == ["b"]
+        assert pids(f) == before
+        assert (f.units / "a.toml").read_text() == sleeper()
