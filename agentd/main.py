@@ -78,9 +78,10 @@ class Daemon:
 
     def adopt(self) -> None:
         """Take over what lives. From here on the keeper's events find their mailboxes."""
-        loaded = unitfiles.load(self._config.units)
+        instances = self._supervisor.instances
+        loaded = unitfiles.load(self._config.units, instances.names)
         self._controller.take(loaded)
-        self._new = restore(self._supervisor, loaded.units)
+        self._new = restore(self._supervisor, loaded.units) - instances.resting
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
         text = f"agentd {__version__} came up as pid {os.getpid()}; {living} processes were running"
         self._supervisor.record({"kind": "daemon.started", "actor": "agentd", "reason": text})

@@ -18,6 +18,7 @@ from aiohttp import web
 from agentd.api.fields import Fields, body, query
 from agentd.daemon.ports import Actor, Control, Json
 from agentd.errors import AgentdError, BadInput, NoSuchUnit
+from agentd.model.template import is_template
 from agentd.model.unit import NAME
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,6 +54,7 @@ class Routes:
             web.post(unit + "/kill", self._kill),
             web.get(unit + "/logs", self._logs),
             web.get(unit, self._explain),
+            web.get(unit + "/files", self._files),
             web.delete(unit, self._remove),
             web.post("/v1/check", self._check),
             web.post("/v1/deploy", self._deploy),
@@ -88,7 +90,7 @@ class Routes:
         self, request: web.Request, change: Callable[[str, Actor, float | None], Coroutine[Any, Any, Json]]
     ) -> web.Response:
         wait = (await body(request)).seconds("wait")
-        return web.json_response(await self._finish(change(_unit(request), ACTOR.get(), wait)))
+        return web.json_response(await self._finish(change(_units(request), ACTOR.get(), wait)))
 
     async def _kill(self, request: web.Request) -> web.Response:
         signal = (await body(request)).text_or_none("signal") or "SIGKILL"
@@ -97,8 +99,11 @@ class Routes:
     async def _explain(self, request: web.Request) -> web.Response:
         return web.json_response(self._control.explain(_unit(request)))
 
+    async def _files(self, request: web.Request) -> web.Response:
+        return web.json_response(self._control.files(_units(request)))
+
     async def _remove(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._finish(self._control.remove(_unit(request), ACTOR.get())))
+        return web.json_response(await self._finish(self._control.remove(_units(request), ACTOR.get())))
 
     async def _check(self, request: web.Request) -> web.Response:
         return web.json_response(await self._control.check((await body(request)).files()))
@@ -184,6 +189,12 @@ def _unit(request: web.Request) -> str:
     if not NAME.fullmatch(name):
         raise NoSuchUnit(f"{name!r} is not a unit name.", hint="`agentctl list` shows all units.")
     return name
+
+
+def _units(request: web.Request) -> str:
+    """The unit of the path, or the template: there it stands for all of its instances."""
+    name = request.match_info["unit"]
+    return name if is_template(name) else _unit(request)
 
 
 def _message(fields: Fields) -> Json:

@@ -58,6 +58,7 @@ def _facts(unit: Json, now: float) -> Iterator[tuple[str, str]]:
         ("started", _started(unit, now)),
         ("type", line(unit.get("type") or "")),
         ("file", line(unit.get("file") or "")),
+        ("drop-ins", ", ".join(map(line, unit.get("dropins") or ()))),
     ):
         if text:
             yield label, text

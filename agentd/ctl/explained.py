@@ -15,6 +15,7 @@ INDENT = "    "
 def explained(answer: Json, width: int, colour: bool) -> list[str]:
     """The lines: each section, each setting with its value, its source, and what it means."""
     lines = [f"{paint(line(answer['name']), 'bold', colour)}  {line(answer.get('file') or 'transient: no file')}"]
+    lines += [f"drop-in    {line(file)}" for file in answer.get("dropins") or ()]
     if answer.get("argv"):
         lines.append(f"runs       {line(shlex.join(answer['argv']))}")
     if answer.get("level"):
@@ -24,13 +25,15 @@ def explained(answer: Json, width: int, colour: bool) -> list[str]:
         if setting["section"] != section:
             section = setting["section"]
             lines += ["", paint(f"[{line(section)}]", "bold", colour)]
-        lines += _setting(setting, width, colour)
+        lines += _setting(setting, answer.get("file"), width, colour)
     return lines
 
 
-def _setting(setting: Json, width: int, colour: bool) -> list[str]:
+def _setting(setting: Json, file: str | None, width: int, colour: bool) -> list[str]:
     """``key = value  (source)``; what a person wrote names the default that it replaces."""
     source = {"file": "from the file", "host": "from this host", "default": "default"}.get(setting["source"], "")
+    if setting.get("file") not in (None, file):
+        source = f"from {setting['file'].rpartition('/')[2]}"
     if setting["source"] != "default":
         source += f"; default {value(setting.get('default'))}"
     first = f"{line(setting['key'])} = {value(setting.get('value'))}"

@@ -56,9 +56,10 @@ def deploy(ctx: typer.Context, paths: Paths, reason: Reason = None, json: JsonFl
         print_json(text)
     else:
         _print_findings(answer["findings"])
-        for change in ("started", "restarted", "unchanged"):
+        for change in ("started", "restarted", "removed", "unchanged"):
             if names := answer.get(change):
                 print(f"{paint.paint(f'{change:<11}', 'dim', paint.coloured())}{', '.join(map(line, names))}")
+        _print_templates(answer)
     _fail_on_errors(answer)
 
 
@@ -96,6 +97,14 @@ def explain(
         print("\n".join(explained(decoded(text), paint.width(), paint.coloured())))
 
 
+def _print_templates(answer: Json) -> None:
+    """A template of which nothing runs yet: how to change that."""
+    names = {name for change in ("started", "restarted", "unchanged") for name in answer.get(change) or ()}
+    for template in answer.get("templates") or ():
+        if not any(name.startswith(template) for name in names):
+            print(f"{line(template)}: installed; no instance yet. Start one: agentctl start {line(template)}NAME")
+
+
 def _read(paths: list[Path]) -> tuple[list[Json], list[Json]]:
     """The files as the API takes them, and a finding for each that cannot be read; a directory stands for its files.
 
@@ -103,7 +112,7 @@ def _read(paths: list[Path]) -> tuple[list[Json], list[Json]]:
     """
     files: list[Path] = []
     for path in paths:
-        found = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+        found = [*sorted(path.glob("*.toml")), *sorted(path.glob("*.toml.d/*.toml"))] if path.is_dir() else [path]
         if not found:
             raise BadInput(f"{path}: holds no unit file (*.toml).", hint="Name a file, or a directory that has some.")
         files += found
@@ -114,10 +123,17 @@ def _read(paths: list[Path]) -> tuple[list[Json], list[Json]]:
         except BadInput as error:
             if len(files) == 1:
                 raise
-            where = {"unit": path.stem, "file": str(path.absolute()), "line": None, "key": None}
+            where = {"unit": _owner(path), "file": str(path.absolute()), "line": None, "key": None}
             message = error.message.removeprefix(f"{path}: ")
             unread.append({**where, "message": message, "hint": error.hint, "severity": "error"})
     return read, unread
+
+
+def _owner(path: Path) -> str:
+    """The unit or template that a file belongs to."""
+    from agentd.model.fileset import owner_of
+
+    return owner_of(str(path.absolute()))[0]
 
 
 def _with(unread: list[Json], text: bytes) -> tuple[Json, bytes]:

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": ("doctor",),
     "units": ("run", "start", "stop", "restart", "kill", "remove"),
     "files": ("check", "deploy", "explain"),
+    "cat": ("cat",),
     "send": ("send",),
     "dlq": ("dlq",),
     "budget": ("budget",),

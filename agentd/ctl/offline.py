@@ -18,40 +18,47 @@ Json = dict[str, Any]
 
 
 def check(files: list[Json]) -> Json:
-    """The findings that ``POST /v1/check`` would have, without those of the host."""
-    from agentd.model import reading, verify
+    """The findings that ``POST /v1/check`` would have, without those of the host and of what is installed."""
+    from agentd.model import fileset, reading, verify
 
-    units: dict[str, Unit] = {}
+    given = fileset.Fileset()
     findings: list[Json] = []
-    broken: set[str] = set()
     for file in files:
-        path, text, name = file["path"], file["text"], Path(file["path"]).stem
-        if name in units:
-            message = f"the name {name!r} is taken by {units[name].file}."
+        path, text = file["path"], file["text"]
+        layer = given.put(path, text)
+        if layer.file != path or layer.text != text:
+            name = fileset.owner_of(path)[0]
+            message = f"the name {name!r} is taken by {layer.file}."
             findings.append(_wrong(name, UnitFileError(message, file=path, hint="Rename one of the two.")))
-        elif problems := reading.problems(text, name, path):
-            broken.add(name)
-            findings += [_wrong(name, problem) for problem in problems]
-        else:
-            units[name] = reading.parse(text, name, path)
-            findings += [_wrong(name, error) for error in _program(units[name], text)]
-    for found in verify.verify(units, broken):
-        section, key = _place(found.key)
-        text = next(file["text"] for file in files if file["path"] == units[found.unit].file)
-        line = reading.locate(text, section, key) if section else None
-        where = UnitFileError(found.message, file=units[found.unit].file, line=line, key=found.key, hint=found.hint)
-        findings.append(_wrong(found.unit, where, found.severity))
-    return {"findings": findings, "units": sorted(units)}
+    read = fileset.read(given)
+    texts = {layer.file: layer.text for layer in given.files()}
+    findings += [_wrong(name, problem) for name, problem in read.problems]
+    for name, unit in read.units.items():
+        findings += [_wrong(name, error) for error in _program(unit, texts)]
+    for found in verify.verify(read.units, read.broken, templates={*read.replicas, *read.broken}):
+        place = read.units[found.unit].origin(*found.place)
+        line = reading.locate(texts.get(place or "", ""), *found.place)
+        error = UnitFileError(found.message, file=place, line=line, key=found.key, hint=found.hint)
+        findings.append(_wrong(found.unit, error, found.severity))
+    return {"findings": _once(findings), "units": sorted(read.units), "templates": sorted(read.replicas)}
 
 
 def explain(path: Path, text: str) -> Json:
-    """What ``GET /v1/units/NAME`` would say of a file that is not installed."""
-    from agentd.model import explanation, reading
+    """What ``GET /v1/units/NAME`` would say of a file that is not installed; the drop-ins beside it count."""
+    from agentd.model import explanation, fileset
 
-    unit = reading.parse(text, path.stem, str(path))
+    files = fileset.Fileset()
+    files.put(str(path), text)
+    for dropin in sorted(path.with_name(f"{path.name}.d").glob("*.toml")):
+        files.put(str(dropin), dropin.read_text(encoding="utf-8"))
+    read = files.read(fileset.owner_of(str(path))[0])
+    if read.unit is None:
+        raise read.problems[0]
+    unit = read.unit
     return {
         "name": unit.name,
         "file": str(path),
+        "dropins": list(unit.dropins),
         "settings": [row.to_json() for row in explanation.rows(unit)],
         "argv": list(unit.agent.exec),
         "level": unit.isolation.level,
@@ -65,7 +72,12 @@ def reference() -> str:
     return explanation.reference()
 
 
-def _program(unit: Unit, text: str) -> list[UnitFileError]:
+def _once(findings: list[Json]) -> list[Json]:
+    """Each finding once: what is wrong with a template is so with each of its instances."""
+    return list({(f["file"], f["line"], f["key"], f["message"]): f for f in reversed(findings)}.values())[::-1]
+
+
+def _program(unit: Unit, texts: dict[str, str]) -> list[UnitFileError]:
     """The program that this unit would run, when it does not exist on this host."""
     from agentd.model import reading
 
@@ -79,15 +91,10 @@ def _program(unit: Unit, text: str) -> list[UnitFileError]:
     if found:
         return []
     hint = "Install it, or give the whole path."
-    line = reading.locate(text, "agent", "exec")
+    file = unit.origin("agent", "exec")
+    line = reading.locate(texts.get(file or "", ""), "agent", "exec")
     message = f"there is no program {program!r} here that can be executed."
-    return [UnitFileError(message, file=unit.file, line=line, key="[agent] exec", hint=hint)]
-
-
-def _place(key: str) -> tuple[str, str | None]:
-    """``("bus", "may_send")`` from ``[bus] may_send``."""
-    section, _, name = key.partition("]")
-    return section.lstrip("["), name.strip() or None
+    return [UnitFileError(message, file=file, line=line, key="[agent] exec", hint=hint)]
 
 
 def _wrong(unit: str, error: UnitFileError, severity: str = "error") -> Json:

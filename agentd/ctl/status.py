@@ -25,12 +25,15 @@ def status(
 ) -> None:
     """Show the fleet, or one unit in full.
 
-    Exit code 3 when that one is not active: it neither runs nor starts nor stops.
+    NAME@ stands for all instances of that template.
+
+    Exit code 3 when one that was named is not active: it neither runs nor starts nor stops.
     """
     client = client_of(ctx)
     text = client.get("/v1/status", {"unit": unit})
     answer = decoded(text)
-    found = _named(answer, unit) if unit else None
+    many = unit is not None and unit.endswith("@")
+    found = _named(answer, unit) if unit and not many else None
     if json:
         print_json(text)
     elif found:
@@ -39,7 +42,7 @@ def status(
         show(detail(found, _tail(client, found["name"]), time.time(), paint.width(), paint.coloured()))
     else:
         print_overview(answer)
-    if found and not _active(found):
+    if not all(map(_active, answer["units"] if many else [found] if found else ())):
         raise typer.Exit(NOT_ACTIVE)
 
 

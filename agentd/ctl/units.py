@@ -61,7 +61,11 @@ def run(
 def start(
     ctx: typer.Context, units: UnitNames, wait: Wait = None, reason: Reason = None, json: JsonFlag = False
 ) -> None:
-    """Start units and wait until they are ready."""
+    """Start units and wait until they are ready.
+
+    NAME@x of a template NAME@.toml is made by this, and comes back with the fleet until it is removed. NAME@ stands for
+    all instances.
+    """
     _each(ctx, units, "start", wait, reason, json)
 
 
@@ -96,10 +100,21 @@ def kill(
 
 @app.command(rich_help_panel="Units")
 def remove(ctx: typer.Context, units: UnitNames, reason: Reason = None, json: JsonFlag = False) -> None:
-    """Stop units, forget them and delete their unit files."""
+    """Stop units, forget them and delete their unit files.
+
+    Drop-ins go too. NAME@ removes the template with all of its instances.
+    """
     for unit in units:
         text = client_of(ctx).delete(unit_route(unit), reason=reason)
-        print_json(text) if json else print(f"{line(unit)}: removed")
+        if json:
+            print_json(text)
+            continue
+        answer = decoded(text)
+        for name in (*(answer.get("units") or ()), unit):
+            print(f"{line(name)}: removed")
+        more = [file for file in answer.get("files") or () if not file.endswith(f"/{unit}.toml")]
+        if more:
+            print(f"  with {', '.join(map(line, more))}")
 
 
 def signal_name(text: str) -> str:
@@ -126,11 +141,17 @@ def _each(ctx: typer.Context, units: list[str], verb: str, wait: float | None, r
 
 
 def _report(text: bytes, name: str, json: bool, wanted: bool = True) -> bool:
-    """Print what became of the unit; false where it did not come up."""
-    unit = decoded(text)
-    well = not wanted or not figures.state_tone(unit)
+    """Print what became of the unit, or of each instance of the template; false where one did not come up."""
+    answer = decoded(text)
     if json:
         print_json(text)
+    well = [_told(unit, name, json, wanted) for unit in answer.get("units", [answer])]
+    return all(well)
+
+
+def _told(unit: dict[str, Any], name: str, json: bool, wanted: bool) -> bool:
+    well = not wanted or not figures.state_tone(unit)
+    if json:
         return well
     pid = f" (pid {unit['pid']})" if unit.get("pid") is not None else ""
     doing = unit["state"] if well or not unit.get("reason") else f"{unit['state']}: {unit['reason']}"

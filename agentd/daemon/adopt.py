@@ -72,6 +72,8 @@ def _restore(
     now = time.monotonic()
     known = _life(blob)
     life = known or Life.new(now, floor=supervisor.spawning.floor(name))
+    if known is None and name in supervisor.instances.resting:
+        life = replace(life, reason="it was stopped by hand, and remembered so")
     if process is not None and life.invocation != process.invocation and (known is None or process.ended is None):
         life = Life.found(process.invocation, now)  # one that ended meanwhile ran until then: policy says what follows
     agent = supervisor.add(unit, name, policy, life, _endings(blob))

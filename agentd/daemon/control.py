@@ -6,23 +6,29 @@ import asyncio
 import os
 import signal as signals
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 from agentd import __version__
 from agentd.daemon import logs, unitfiles
 from agentd.daemon.agent import Agent
 from agentd.daemon.config import Config
 from agentd.daemon.dependencies import in_order
+from agentd.daemon.deployment import Deployment
 from agentd.daemon.ports import Actor, Json
 from agentd.daemon.status import unit_status
 from agentd.daemon.supervisor import Supervisor, settled
-from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, Unavailable, UnitFileError
+from agentd.errors import AgentdError, BadInput, Conflict, Denied, NoSuchUnit, NotActive, Unavailable, UnitFileError
 from agentd.host import doctor
 from agentd.model import explanation, reading, verify
-from agentd.model.lifecycle import LIVE, Asked, Cause, Life, Phase, Policy
-from agentd.model.unit import SYSTEM_UNITS, Unit
+from agentd.model.lifecycle import LIVE, Asked
+from agentd.model.template import instances, is_template, template_of
+from agentd.model.unit import SYSTEM_UNITS
 from agentd.store.journal import Journal
+from agentd.wire.log import logger
+
+Ask = Callable[[str, Actor, float | None], Awaitable[Json]]
+"""A request about one unit: who asks, and how long it waits."""
 
 DONE_WITHIN = 60.0
 """Seconds that a request waits for its effect when it does not say how long."""
@@ -37,8 +43,8 @@ class Controller:
         self._supervisor = supervisor
         self._journal = journal
         self._end = end
+        self._deployment = Deployment(config, supervisor)
         self._since = time.time()
-        self.broken: list[Json] = []
         self.warnings: list[str] = []
         self.metrics: str | None = None
 
@@ -47,7 +53,7 @@ class Controller:
     def status(self, unit: str | None = None) -> Json:
         """Everything, or one unit."""
         supervisor = self._supervisor
-        agents = [supervisor.get(unit)] if unit else list(supervisor.agents.values())
+        agents = [supervisor.agents[name] for name in self._meant(unit)] if unit else list(supervisor.agents.values())
         return {"agentd": self._about(), "units": [unit_status(supervisor, agent) for agent in agents]}
 
     def explain(self, unit: str) -> Json:
@@ -58,7 +64,15 @@ class Controller:
         host = {("isolation", "level"): agent.level} if agent.level else {}
         rows = [row.to_json() for row in explanation.rows(agent.unit, host)]
         argv = list(agent.unit.agent.exec)
-        return {"name": unit, "file": agent.unit.file, "settings": rows, "argv": argv, "level": agent.level}
+        where = {"file": agent.unit.file, "dropins": list(agent.unit.dropins)}
+        return {"name": unit, **where, "settings": rows, "argv": argv, "level": agent.level}
+
+    def files(self, unit: str) -> Json:
+        """The files that a unit, or a template, is made of, as they are now."""
+        found = self._deployment.files(unit)
+        if not found and (agent := self._supervisor.get(unit)).unit is None:
+            raise BadInput(f"{unit} is a system unit: it has no unit file.", hint="agentctl status shows it.")
+        return {"name": unit, "file": None if found else agent.unit.file if agent.unit else None, "files": found}
 
     def logs(
         self,
@@ -95,20 +109,30 @@ class Controller:
 
     async def start(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
         """Start it; the answer comes when it is ready, or has come to rest otherwise."""
+        if is_template(unit):
+            return await self._each(self.start, unit, actor, wait)
+        if unit not in self._supervisor.agents:
+            self._make(unit)
         agent = self._permit(unit, "start")
         self._supervisor.start(unit, _asked(actor))
+        self._turned(unit, on=True)
         await self._supervisor.until(lambda: self._rests(agent), DONE_WITHIN if wait is None else wait)
         return unit_status(self._supervisor, agent)
 
     async def stop(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
         """Stop it; the answer comes when its tree is gone."""
+        if is_template(unit):
+            return await self._each(self.stop, unit, actor, wait)
         agent = self._permit(unit, "stop")
         patience = self._supervisor.stop(unit, _asked(actor))
+        self._turned(unit, on=False)
         await self._gone(agent, patience if wait is None else wait)
         return unit_status(self._supervisor, agent)
 
     async def restart(self, unit: str, actor: Actor, wait: float | None = None) -> Json:
         """Stop it if it runs, and run it."""
+        if is_template(unit):
+            return await self._each(self.restart, unit, actor, wait)
         agent = self._permit(unit, "restart")
         if agent.life.phase not in LIVE:
             return await self.start(unit, actor, wait)
@@ -134,59 +158,71 @@ class Controller:
         return unit_status(self._supervisor, agent)
 
     async def remove(self, unit: str, actor: Actor) -> Json:
-        """Stop it and forget it, with its file."""
-        agent = self._permit(unit, "remove")
+        """Stop it and forget it, with its files; a template with all of its instances."""
+        instances = self._supervisor.instances
+        if is_template(unit):
+            return await self._remove_template(unit, actor)
+        if unit not in self._supervisor.agents and unit in instances.names:
+            instances.forget(unit)  # its template is gone or broken: there is nothing to stop
+            return {"removed": unit, "files": []}
+        self._permit(unit, "remove")
+        if instances.asked_for(unit):
+            above = template_of(unit)
+            message = f"{unit} is one of the {instances.replicas[above or '']} replicas that {above}.toml asks for."
+            hint = f"agentctl stop {unit} keeps it down; lower replicas and deploy, or agentctl remove {above}."
+            raise Conflict(message, hint=hint)
+        await self._forget(unit, actor)
+        return {"removed": unit, "files": self._deployment.uninstall(unit)}
+
+    async def _remove_template(self, template: str, actor: Actor) -> Json:
+        there = self._deployment.files(template)
+        names = instances(template, self._supervisor.agents) if there else self._meant(template)
+        self._going_on()
+        for name in names:
+            self._supervisor.stop(name, _asked(actor))
+        for name in names:
+            if name in self._supervisor.agents:
+                await self._forget(name, actor)
+        for name in instances(template, list(self._supervisor.instances.names)):
+            self._supervisor.instances.forget(name)
+        return {"removed": template, "units": names, "files": self._deployment.uninstall(template)}
+
+    async def _forget(self, unit: str, actor: Actor) -> None:
+        """Stop a unit and forget it; its files are another matter."""
+        agent = self._supervisor.get(unit)
         if not await self._gone(agent, self._supervisor.stop(unit, _asked(actor))):
             raise Conflict(f"{unit} does not stop: it is {agent.life.phase}.", hint="agentctl status shows why.")
-        unitfiles.remove(self._config.units, unit)
+        self._supervisor.instances.forget(unit)
         await self._supervisor.drop(unit)
         record = {"kind": "unit.removed", "unit": unit, "actor": actor.name, "reason": actor.reason}
         self._supervisor.record({**record, "correlation": actor.correlation})
-        return {"removed": unit}
 
     # --- unit files ---------------------------------------------------------------------------------------------------
 
     async def check(self, files: list[Json]) -> Json:
         """Read, verify and try the files against this host; touches nothing."""
-        loaded = self._read(files)
-        findings = list(loaded.findings)
-        texts = {str(file["path"]): str(file["text"]) for file in files}
-        for name, unit in loaded.units.items():
-            findings += self._supervisor.spawning.check(name, unit, texts[str(unit.file)])
-        return {"findings": findings, "units": sorted(loaded.units)}
+        _, loaded = await self._deployment.judge(files)
+        return {"findings": list(loaded.findings), "units": sorted(loaded.units), "templates": sorted(loaded.replicas)}
 
     async def deploy(self, files: list[Json], actor: Actor) -> Json:
-        """Install what is right, then start what is new and restart what changed."""
+        """Install what is right, then start what is new, restart what changed, and end what is asked for no more."""
         self._going_on()
-        loaded = self._read(files)
-        findings = list(loaded.findings)
-        done: dict[str, list[str]] = {"started": [], "restarted": [], "unchanged": []}
-        texts = {str(file["path"]): str(file["text"]) for file in files}
-        right: list[Unit] = []
-        for name, unit in loaded.units.items():
-            problems = self._supervisor.spawning.check(name, unit, texts[str(unit.file)])
-            findings += problems
-            if not any(p["severity"] == "error" for p in problems):
-                right.append(unit)
-            await asyncio.sleep(0)  # a thousand files take seconds: everybody else goes on meanwhile
-        self._supervisor.spawning.reserve(right)
-        outcomes: dict[str, str] = {}
-        for unit in right:
-            self._going_on()
-            outcomes[unit.name] = self._install(unit, texts[str(unit.file)])
-            await asyncio.sleep(0)
+        given, loaded = await self._deployment.judge(files)
         self._going_on()
-        outcomes = {name: outcome for name, outcome in outcomes.items() if name in self._supervisor.agents}
-        for name in in_order(outcomes, self._supervisor.dependencies.relations):
-            if outcomes[name] == "started":
+        change = await self._deployment.install(given, loaded, self._going_on)
+        for name in in_order([*change.started, *change.restarted], self._supervisor.dependencies.relations):
+            if name in change.started:
                 self._supervisor.start(name, _asked(actor), turn=True)
-            elif outcomes[name] == "restarted":
+            else:
                 asked = Asked(actor.name, actor.reason or "its unit file changed", actor.correlation)
                 self._supervisor.dependencies.restart(name, asked)
-            done[outcomes[name]].append(name)
+        done = {"started": change.started, "restarted": change.restarted, "unchanged": change.unchanged}
+        done |= {"removed": change.surplus, "templates": change.templates}
         record = {"kind": "fleet.deployed", "actor": actor.name, "reason": actor.reason, **done}
         self._supervisor.record({**record, "correlation": actor.correlation})
-        return {"findings": findings, **done}
+        fewer = replace(actor, reason=actor.reason or "its template asks for fewer replicas")
+        await asyncio.gather(*(self._forget(name, fewer) for name in change.surplus))
+        return {"findings": list(loaded.findings), **done}
 
     async def run(self, name: str, unit: Json, actor: Actor) -> Json:
         """A transient unit: it is gone when the fleet goes down."""
@@ -207,7 +243,7 @@ class Controller:
             if problem["severity"] == "error":
                 raise UnitFileError(str(problem["message"]), hint=problem.get("hint"))
         self._supervisor.spawning.transient.add(name)
-        self._adopt_unit(made)
+        self._deployment.adopt(made)
         return await self.start(name, actor)
 
     # --- neighbours ---------------------------------------------------------------------------------------------------
@@ -246,8 +282,7 @@ class Controller:
 
     def take(self, loaded: unitfiles.Loaded) -> None:
         """Remember which unit files are broken, to show them."""
-        self.broken = [f for f in loaded.findings if f["severity"] == "error"]
-        self._tell_broken()
+        self._deployment.take(loaded)
 
     def _about(self) -> Json:
         supervisor, config = self._supervisor, self._config
@@ -278,7 +313,9 @@ class Controller:
             "upstreams": supervisor.links.gateway.facts.get("upstreams"),
             "journal": {"healthy": self._journal.healthy, "dropped": self._journal.dropped},
             "warnings": warnings,
-            "broken": [{"file": f["file"], "message": f["message"], "hint": f["hint"]} for f in self.broken],
+            "broken": [
+                {"file": f["file"], "message": f["message"], "hint": f["hint"]} for f in self._deployment.broken
+            ],
             "starting": supervisor.starting or supervisor.dependencies.pending(),
             "stopping": supervisor.stopping,
         }
@@ -316,39 +353,29 @@ class Controller:
             return False
         return settled(agent)
 
-    def _read(self, files: list[Json]) -> unitfiles.Loaded:
-        known = dict(self._supervisor.units())
-        return unitfiles.read([(str(f["path"]), str(f["text"])) for f in files], known)
+    def _meant(self, name: str) -> list[str]:
+        """The units that a name stands for: itself, or all instances of a template. Raises NoSuchUnit."""
+        found = instances(name, self._supervisor.agents) if is_template(name) else []
+        return found or [self._supervisor.get(name).name]
 
-    def _install(self, unit: Unit, text: str) -> str:
-        """Put the file into the units directory and the unit into the fleet; what became of it."""
-        target = self._config.units / f"{unit.name}.toml"
-        if unit.file != str(target):
-            text = unitfiles.anchored(text, unit)
-            unitfiles.install(self._config.units, unit.name, text)
-            unit = reading.parse(text, unit.name, str(target))
-        self.broken = [f for f in self.broken if f["file"] != str(target)]
-        self._tell_broken()
-        self._supervisor.spawning.transient.discard(unit.name)
-        old = self._supervisor.agents.get(unit.name)
-        never_ran = old is not None and old.life.last is not None and old.life.last.cause is Cause.unstarted
-        if old is not None and old.unit == unit and not (never_ran and old.life.phase is Phase.failed):
-            return "unchanged"
-        self._adopt_unit(unit)
-        if old is None or old.life.phase not in LIVE:
-            return "started"
-        return "restarted"
+    async def _each(self, do: Ask, template: str, actor: Actor, wait: float | None) -> Json:
+        """The same for all instances of a template, at once."""
+        units = await asyncio.gather(*(do(name, actor, wait) for name in self._meant(template)))
+        return {"template": template, "units": units}
 
-    def _tell_broken(self) -> None:
-        """Who asks for a unit whose file is broken is told so, and not only that there is no such unit."""
-        self._supervisor.broken = {Path(str(f["file"])).stem: f for f in reversed(self.broken) if f["file"]}
+    def _make(self, name: str) -> None:
+        """An instance that is there no longer than somebody wants it."""
+        self._going_on()
+        unit = self._deployment.made(name)
+        self._supervisor.instances.add(name)
+        self._deployment.adopt(unit)
 
-    def _adopt_unit(self, unit: Unit) -> None:
-        if unit.name in self._supervisor.agents:
-            self._supervisor.change(unit)
-            return
-        life = Life.new(time.monotonic(), floor=self._supervisor.spawning.floor(unit.name))
-        self._supervisor.add(unit, unit.name, Policy.of(unit), life)
+    def _turned(self, unit: str, *, on: bool) -> None:
+        """An instance that was started by name comes back as somebody last wanted it."""
+        try:
+            self._supervisor.instances.turn(unit, on=on)
+        except AgentdError as error:
+            logger().warning("instance.unsaved", unit=unit, error=str(error))
 
 
 def _asked(actor: Actor) -> Asked:

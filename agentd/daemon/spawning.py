@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,9 @@ class Spawning:
         self.config = config
         self.capabilities = capabilities
         self.transient: set[str] = set()
-        self.floors: dict[str, str | None] = {name: blob.get("floor") for name, blob in memory.items()}
+        self.floors: dict[str, str | None] = {
+            name: blob.get("floor") for name, blob in memory.items() if "floor" in blob
+        }
         uids = range(config.uids.first, config.uids.last + 1)
         self._place = Place(
             runtime=config.runtime,
@@ -128,12 +130,12 @@ class Spawning:
         if name == "gateway" and "http" in listeners:
             self._place = replace(self._place, gateway=listeners["http"].removeprefix("tcp:"))
 
-    def check(self, name: str, unit: Unit, text: str | None = None) -> list[Json]:
-        """What this host would refuse of the unit, whose file says ``text``; nothing is made or changed."""
-        return [self._told(found, name, unit, text) for found in check_host(unit, self._place)]
+    def check(self, name: str, unit: Unit, texts: Mapping[str, str] | None = None) -> list[Json]:
+        """What this host would refuse of the unit, whose files say ``texts``; nothing is made or changed."""
+        return [self._told(found, name, unit, texts) for found in check_host(unit, self._place)]
 
-    def _told(self, found: Finding, name: str, unit: Unit, text: str | None) -> Json:
-        error = unitfiles.of_host(HostCannot(found.message, hint=found.hint, key=found.key), unit, text)
+    def _told(self, found: Finding, name: str, unit: Unit, texts: Mapping[str, str] | None) -> Json:
+        error = unitfiles.of_host(HostCannot(found.message, hint=found.hint, key=found.key), unit, texts)
         assert isinstance(error, UnitFileError)
         return {**unitfiles.finding(error, name), "severity": found.severity}
 

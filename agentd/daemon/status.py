@@ -33,6 +33,7 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "name": agent.name,
         "system": unit is None,
         "file": unit.file if unit else None,
+        "dropins": list(unit.dropins) if unit else [],
         "description": unit.agent.description if unit else SYSTEM[agent.name],
         "type": agent.policy.type,
         "state": str(life.phase),

@@ -21,11 +21,12 @@ from agentd.daemon import reports
 from agentd.daemon.agent import Agent
 from agentd.daemon.commands import Commands
 from agentd.daemon.dependencies import Dependencies, Stopping
+from agentd.daemon.instances import Instances, unknown
 from agentd.daemon.links import Links, conclusions
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
 from agentd.daemon.watch import Watch
-from agentd.errors import AgentdError, NoSuchUnit, NotActive, TooLate, Unavailable
+from agentd.errors import AgentdError, NotActive, TooLate, Unavailable
 from agentd.host.dump import add_last_words, dump
 from agentd.host.keeper import Keeper
 from agentd.host.witness import Witness
@@ -89,6 +90,7 @@ class Supervisor:
         """How many descriptors units have left with the keeper, as it tells."""
         self.broken: dict[str, Json] = {}
         """What is wrong with unit files that gave no unit: a finding of each, by name."""
+        self.instances = Instances(memory)
         self._memory = memory
         self._journal = journal
         self._unsent: set[str] = set()
@@ -123,16 +125,8 @@ class Supervisor:
 
     def get(self, name: str) -> Agent:
         """The agent of this name; NoSuchUnit names the nearest."""
-        if name not in self.agents and name in self.broken:
-            found = self.broken[name]
-            message = f"there is no unit {name!r}, because its file is broken: {found['message']}"
-            raise NoSuchUnit(message, hint=f"Mend it, then: agentctl deploy {found['file']}")
         if name not in self.agents:
-            import difflib
-
-            near = difflib.get_close_matches(name, self.agents, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "agentctl list shows all units."
-            raise NoSuchUnit(f"there is no unit {name!r}.", hint=hint)
+            raise unknown(name, self.agents, self.broken, self.instances.replicas)
         return self.agents[name]
 
     def units(self) -> Iterator[tuple[str, Unit]]:

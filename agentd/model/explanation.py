@@ -32,6 +32,8 @@ class Row:
     default: Any
     source: Literal["file", "default", "host"]
     help: str
+    file: str | None = None
+    """The one that says it, where one does."""
 
     def to_json(self) -> dict[str, Any]:
         """As the control API tells it."""
@@ -49,7 +51,17 @@ def rows(unit: Unit, host: Host | None = None) -> list[Row]:
         source: Literal["file", "default", "host"] = "file" if given else "host" if here in decided else "default"
         value = decided[here] if source == "host" else getattr(table, key)
         shown = as_written(value, field)
-        found.append(Row(section, key, shown, default_of(field), source, field.description or ""))
+        found.append(
+            Row(
+                section,
+                key,
+                shown,
+                default_of(field),
+                source,
+                field.description or "",
+                unit.origin(section, key) if given else None,
+            )
+        )
     return found
 
 

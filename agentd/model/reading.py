@@ -1,7 +1,8 @@
 """From the text of a unit file to a Unit, or to errors that name file, line, key, what is wrong and what to do.
 
-Parsing only: each file by itself, each setting by itself. What units and settings mean together is ``verify``'s. Reads
-no file: the text is an argument. Types are TOML's own and strict: ``burst = "5"`` is a text, not a number.
+Parsing only: each file by itself, each setting by itself. How several files make one unit is ``layers``'s, what units
+and settings mean together is ``verify``'s. Reads no file: the text is an argument. Types are TOML's own and strict:
+``burst = "5"`` is a text, not a number. A template is read as its instance ``template.SAMPLE`` would be.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from agentd.errors import UnitFileError
+from agentd.model import template
 from agentd.model.section import Section
 from agentd.model.unit import NAME, PLANNED, SECTIONS, SYSTEM_UNITS, Unit
 
@@ -37,20 +39,46 @@ _EXPECTED = {
 
 def parse(text: str, name: str, file: str | None = None) -> Unit:
     """The unit that a file describes; its first problem as UnitFileError."""
-    data, errors = _load(text, file)
-    return _build(name, data, file, text, errors)
+    data, errors = draft(text, name, file, expands=template.is_template(name))
+    if errors:
+        raise errors[0]
+    return validated(name, data, file)
 
 
 def from_dict(name: str, data: Mapping[str, Any]) -> Unit:
     """The unit that a request describes (a transient unit); its first problem as UnitFileError."""
-    return _build(name, data, None, "", [])
+    if errors := sorted(_problems(name, data, None, ""), key=_line):
+        raise errors[0]
+    return validated(name, data, None)
 
 
 def problems(text: str, name: str, file: str | None = None) -> list[UnitFileError]:
     """All that is wrong with a unit file, by line; empty when ``parse`` would succeed."""
+    return draft(text, name, file, expands=template.is_template(name))[1]
+
+
+def draft(
+    text: str, name: str, file: str | None, *, expands: bool = False, whole: bool = True
+) -> tuple[dict[str, Any], list[UnitFileError]]:
+    """What one file says, section by section, and all that is wrong with it by line.
+
+    ``expands``: it is a template's, and is read for the instance that ``name`` has. Not ``whole``: it is one of several
+    files of its unit, and what it lacks may stand in another.
+    """
     data, errors = _load(text, file)
-    errors = errors or list(_problems(name, data, file, text))
-    return sorted(errors, key=_line)
+    if errors:
+        return {}, errors
+    if expands:
+        data, unknown = template.expand(data, template.instance_of(name) or template.SAMPLE)
+        errors = [_unknown_specifier(path, word, file, text) for path, word in unknown]
+    told = {error.key for error in errors}
+    errors += [p for p in _problems(name, data, file, text, whole, expands) if not p.key or p.key not in told]
+    return data, sorted(errors, key=_line)
+
+
+def lacking(name: str, data: Mapping[str, Any], file: str | None) -> list[UnitFileError]:
+    """What is wrong with a unit whose files are right, each by itself: what none of them says."""
+    return sorted(_invalid(name, data, file, ""), key=_line)
 
 
 def locate(text: str, section: str, key: str | None = None) -> int | None:
@@ -62,13 +90,6 @@ def locate(text: str, section: str, key: str | None = None) -> int | None:
         if depth > (best[0] if best else 0):
             best = depth, line
     return best[1] if best else None
-
-
-def _build(name: str, data: Mapping[str, Any], file: str | None, text: str, errors: list[UnitFileError]) -> Unit:
-    errors = errors or list(_problems(name, data, file, text))
-    if errors:
-        raise min(errors, key=_line)
-    return _validated(name, data, file)
 
 
 def _line(error: UnitFileError) -> float:
@@ -92,9 +113,11 @@ def _load(text: str, file: str | None) -> tuple[dict[str, Any], list[UnitFileErr
 # --- all problems of one file -----------------------------------------------------------------------------------------
 
 
-def _problems(name: str, data: Mapping[str, Any], file: str | None, text: str) -> Iterator[UnitFileError]:
-    if (bad := _bad_name(name)) is not None:
-        yield UnitFileError(bad[0], file=file, hint=bad[1])
+def _problems(
+    name: str, data: Mapping[str, Any], file: str | None, text: str, whole: bool = True, replicates: bool = False
+) -> Iterator[UnitFileError]:
+    if whole:
+        yield from misnamed(name, file)
     known: dict[str, Any] = {}
     if "agent" not in data and any(section not in SECTIONS for section in data):
         known["agent"] = _SOME_AGENT  # it is there, misspelt or without its header; that is told below
@@ -110,23 +133,29 @@ def _problems(name: str, data: Mapping[str, Any], file: str | None, text: str) -
             known[section] = {key: item for key, item in value.items() if key not in unknown}
             for key in unknown:
                 yield _unknown_key(section, key, file, locate(text, section, key))
-    yield from _invalid(name, known, file, text)
+    if "replicas" in known.get("agent", ()) and not replicates:
+        yield _no_template(name, file, locate(text, "agent", "replicas"))
+    yield from _invalid(name, known, file, text, whole)
 
 
-def _invalid(name: str, data: Mapping[str, Any], file: str | None, text: str) -> Iterator[UnitFileError]:
+def _invalid(
+    name: str, data: Mapping[str, Any], file: str | None, text: str, whole: bool = True
+) -> Iterator[UnitFileError]:
     try:
-        _validated(name, data, file)
+        validated(name, data, file)
     except ValidationError as error:
         seen = set()
         for detail in error.errors(include_url=False):
+            if detail["type"] == "missing" and not whole:
+                continue
             section, key = str(detail["loc"][0]), str(detail["loc"][1]) if len(detail["loc"]) > 1 else None
             if (section, key) not in seen:
                 seen.add((section, key))
                 yield _invalid_value(section, key, detail, file, text)
 
 
-def _validated(name: str, data: Mapping[str, Any], file: str | None) -> Unit:
-    """Validate as JSON, the one mode that is strict about types and still takes a list for a tuple."""
+def validated(name: str, data: Mapping[str, Any], file: str | None) -> Unit:
+    """The unit, by JSON: the one mode that is strict about types and still takes a list for a tuple."""
     whole = {**data, "name": name, "file": file}
     return Unit.model_validate_json(json.dumps(whole, default=_no_json), strict=True)
 
@@ -136,16 +165,17 @@ def _no_json(value: object) -> dict[str, str]:
     return {"not a setting": str(value)}
 
 
+def misnamed(name: str, file: str | None) -> list[UnitFileError]:
+    """What is wrong with the name that a unit has by its file."""
+    bad = _bad_name(name)
+    return [] if bad is None else [UnitFileError(bad[0], file=file, hint=bad[1])]
+
+
 def _bad_name(name: str) -> tuple[str, str] | None:
     if name in SYSTEM_UNITS:
         return f"{name!r} is the name of one of agentd's own units. Refusing.", "Name the unit otherwise."
-    if NAME.fullmatch(name):
+    if NAME.fullmatch(name) or template.is_template(name):
         return None
-    if name.endswith("@"):
-        return (
-            f"{name!r}: templates are planned, not in this version.",
-            "Name the file NAME.toml, or NAME@INSTANCE.toml.",
-        )
     what = "is too long" if NAME.fullmatch(name[:63]) else "is not a unit name"
     rule = "A name is 1 to 63 characters a-z 0-9 _ - and begins with a letter or digit"
     return f"{name!r} {what}.", f"{rule}{_suggest_name(name)}."
@@ -154,6 +184,22 @@ def _bad_name(name: str) -> tuple[str, str] | None:
 def _suggest_name(name: str) -> str:
     simple = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:63]
     return f", for example {simple!r}" if NAME.fullmatch(simple) else ""
+
+
+def _unknown_specifier(path: tuple[str, ...], word: str, file: str | None, text: str) -> UnitFileError:
+    section, key = path[0], path[1] if len(path) > 1 else None
+    where = f"[{section}] {key}" if key else section
+    message = f"{word} means nothing: in a template %i is the instance, and %% a percent sign."
+    line = locate(text, section, key)
+    return UnitFileError(message, file=file, line=line, key=where, hint=f"For a percent sign as such write %{word}.")
+
+
+def _no_template(name: str, file: str | None, line: int | None) -> UnitFileError:
+    base, _, instance = name.partition("@")
+    hint = f"Set it in {base}@.toml." if instance else f"Name the file {base}@.toml: its units are {base}@1, {base}@2 …"
+    what = "an instance" if instance else f"{base!r}"
+    message = f"only a template has replicas, and {what} is none."
+    return UnitFileError(message, file=file, line=line, key="[agent] replicas", hint=hint)
 
 
 def _unknown_section(section: str, file: str | None, line: int | None) -> UnitFileError:

@@ -65,6 +65,13 @@ class Agent(Section):
     stop_signal: str = Field("SIGTERM", description="The signal that asks the program to stop.")
     stop_timeout: Seconds = Field(10.0, description="Time from stop_signal until the whole tree is killed.")
     start_timeout: Seconds = Field(30.0, description="Time from the start until READY=1, for type notify.")
+    replicas: int | None = Field(
+        None,
+        ge=0,
+        le=10_000,
+        description="In a template, NAME@.toml: the units NAME@1 to NAME@N come up with the fleet. Others are "
+        "started by name, as NAME@x. Default: none.",
+    )
     runtime_max: Seconds | None = Field(
         None,
         description="Longest run. A run that lasts longer is asked to stop and counts as a failure. Default: no limit.",
@@ -225,6 +232,10 @@ class Unit(Section):
 
     name: str = Field(description="From the file name: [a-z0-9][a-z0-9_-]{0,62}.")
     file: str | None = Field(None, description="Where it was read from; relative paths start there.")
+    dropins: tuple[str, ...] = Field((), description="Drop-ins that were merged over the file, in their order.")
+    origins: dict[str, str] = Field(
+        default_factory=dict, description="section.key → the file that says it, where that is not ``file``."
+    )
     agent: Agent
     restart: Restart = Restart()
     liveness: Liveness = Liveness()
@@ -234,11 +245,20 @@ class Unit(Section):
     budget: Budget = Budget()
     llm: Llm = Llm()
 
+    def origin(self, section: str, key: str) -> str | None:
+        """The file that says this; the unit's own file where none does."""
+        return self.origins.get(f"{section}.{key}", self.file)
+
+    def means_the_same(self, other: Unit) -> bool:
+        """Whether both would run alike, whichever files say so."""
+        ours, theirs = (str(unit.file or "").rpartition("/")[0] for unit in (self, other))  # relative paths start there
+        return ours == theirs and all(getattr(self, name) == getattr(other, name) for name in ("name", *SECTIONS))
+
 
 SECTIONS: tuple[str, ...] = ("agent", "restart", "liveness", "limits", "isolation", "bus", "budget", "llm")
 
 PLANNED: dict[str, tuple[str, ...]] = {
-    "agent": ("entry", "preload", "capabilities", "tier", "replicas", "schedule", "may_spawn"),
+    "agent": ("entry", "preload", "capabilities", "tier", "schedule", "may_spawn"),
     "liveness": ("respond_within",),
     "recycle": ("after_tasks", "after_memory", "after_age"),
     "limits": ("memory_warn",),

@@ -7,12 +7,13 @@ the unit runs. One unit's finding never touches another unit.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from agentd.model import ordering
 from agentd.model.quantity import show_duration as show
+from agentd.model.template import SAMPLE, instances, template_of
 from agentd.model.unit import SYSTEM_UNITS, Unit
 
 RELATIONS = ("after", "requires", "binds_to")
@@ -38,10 +39,15 @@ class Finding:
 
 
 def verify(
-    units: Mapping[str, Unit], broken: Collection[str] = (), only: Collection[str] | None = None
+    units: Mapping[str, Unit],
+    broken: Collection[str] = (),
+    only: Collection[str] | None = None,
+    templates: Collection[str] = (),
 ) -> list[Finding]:
-    """All findings on a set of units, or on ``only`` these of it. ``broken`` names units whose files have errors of
-    their own: waiting for one of those is a warning, so that a broken file stops only itself."""
+    """All findings on a set of units, or on ``only`` these of it. ``broken`` names units (and templates) whose files
+    have errors of their own: waiting for one of those is a warning, so that a broken file stops only itself.
+    ``templates`` are known by name, for those who name one where a unit is meant."""
+    fleet = _Fleet(units, broken, templates)
     names = [name for name in units if only is None or name in only]
     cycles = ordering.cycles(ordering.graph(units), names)
     findings: list[Finding] = []
@@ -50,9 +56,9 @@ def verify(
         findings += _name(name)
         findings += _restart(name, unit)
         findings += _times(name, unit)
-        findings += _bus(name, unit, units, broken)
+        findings += _bus(name, unit, fleet)
         for relation in RELATIONS:
-            findings += _related(name, relation, getattr(unit.agent, relation), units, broken)
+            findings += _related(name, relation, getattr(unit.agent, relation), fleet)
         if name in cycles:
             findings.append(_cycle(name, unit, cycles[name]))
     return findings
@@ -104,15 +110,15 @@ def _times(name: str, unit: Unit) -> Iterator[Finding]:
             yield Finding(name, key, f"{setting} = 0s: {why}. Refusing.", "Set a time greater than 0, or leave it out.")
 
 
-def _bus(name: str, unit: Unit, units: Mapping[str, Unit], broken: Collection[str]) -> Iterator[Finding]:
+def _bus(name: str, unit: Unit, fleet: _Fleet) -> Iterator[Finding]:
     bus = unit.bus
     if bus.poison_after > bus.max_deliver and "poison_after" in bus.model_fields_set:
         message = f"poison_after = {bus.poison_after} is never reached: max_deliver = {bus.max_deliver} comes first."
         yield Finding(name, "[bus] poison_after", message, "Lower poison_after or raise max_deliver.", "warning")
     for other in bus.may_send or ():
-        if other not in units and other not in broken:
-            message = f"{other!r} is no unit; sending to it fails until there is one."
-            yield Finding(name, "[bus] may_send", message, _hint(other, units), "warning")
+        if other not in fleet.units and not fleet.is_broken(other):
+            message = f"{other!r} is {fleet.what(other)}; sending to it fails until there is one."
+            yield Finding(name, "[bus] may_send", message, fleet.hint(other), "warning")
 
 
 def _cycle(name: str, unit: Unit, way: tuple[str, ...]) -> Finding:
@@ -123,9 +129,7 @@ def _cycle(name: str, unit: Unit, way: tuple[str, ...]) -> Finding:
     return Finding(name, f"[agent] {relation}", message, hint)
 
 
-def _related(
-    name: str, relation: str, others: Collection[str], units: Mapping[str, Unit], broken: Collection[str]
-) -> Iterator[Finding]:
+def _related(name: str, relation: str, others: Collection[str], fleet: _Fleet) -> Iterator[Finding]:
     key, needed = f"[agent] {relation}", relation != "after"
     for other in others:
         if other in SYSTEM_UNITS and needed:
@@ -134,15 +138,45 @@ def _related(
         elif other in SYSTEM_UNITS:
             message = f"{other} is one of agentd's own units and always starts before the agents. Ignoring."
             yield Finding(name, key, message, f"Remove {other} from {relation}.", "warning")
-        elif other in broken:
+        elif fleet.is_broken(other):
             verdict = "this unit waits until it is mended" if needed else "is not waited for"
             message = f"{other} has errors of its own{': ' if needed else ' and '}{verdict}. Proceeding."
             yield Finding(name, key, message, f"Mend {other}.", "warning")
-        elif other not in units:
-            message = f"{other!r} is no unit: it could never be ready. Refusing."
-            yield Finding(name, key, message, _hint(other, units))
+        elif other not in fleet.units:
+            message = f"{other!r} is {fleet.what(other)}: it could never be ready. Refusing."
+            yield Finding(name, key, message, fleet.hint(other))
 
 
-def _hint(word: str, units: Mapping[str, Unit]) -> str:
-    near = difflib.get_close_matches(word, list(units), n=1)
-    return f"Did you mean {near[0]}?" if near else "agentctl list shows all units."
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    """All that a unit may name."""
+
+    units: Mapping[str, Unit]
+    broken: Collection[str]
+    templates: Collection[str]
+
+    def is_broken(self, name: str) -> bool:
+        """It, or the template that it would be made from, has errors of its own."""
+        return name in self.broken or template_of(name) in self.broken
+
+    def what(self, word: str) -> str:
+        """What it is, if it is no unit."""
+        return "a template, not a unit" if word in self.templates else "no unit"
+
+    def hint(self, word: str) -> str:
+        """What may have been meant."""
+        return meant(word, self.units, self.templates) or "agentctl list shows all units."
+
+
+def meant(word: str, units: Iterable[str], templates: Collection[str]) -> str | None:
+    """What somebody may have meant who names no unit: an instance of this template, or the nearest name."""
+    above = template_of(word)
+    if above in templates:
+        return f"Start it first: agentctl start {word} makes it from {above}.toml."
+    above = word if word.endswith("@") else f"{word}@"
+    names = list(units)
+    if above in templates or instances(above, names):
+        near = [*instances(above, names), f"{above}{SAMPLE}"]
+    else:
+        near = difflib.get_close_matches(word, names, n=1)
+    return f"Did you mean {near[0]}?" if near else None

@@ -57,6 +57,9 @@ class Fleet:
     async def run(self, name: str, unit: Json, actor: Actor) -> Json:
         return self._note("run", name, unit, actor=actor)
 
+    def files(self, unit: str) -> Json:
+        return self._note("files", unit)
+
     async def remove(self, unit: str, actor: Actor) -> Json:
         return self._note("remove", unit, actor=actor)
 

@@ -113,3 +113,69 @@ def test_explain_of_a_wrong_file_says_where(agentctl: Agentctl, tmp_path: Path) 
     done = agentctl("explain", str(tmp_path / "bad.toml"))
     assert done.returncode == 2
     assert "bad.toml:5: [restart] burts:" in done.stderr
+
+
+# --- templates and drop-ins -------------------------------------------------------------------------------------------
+
+
+def test_a_directory_brings_its_dropins(daemon: StandIn, agentctl: Agentctl, tmp_path: Path) -> None:
+    """`deploy DIR` sends unit files and the drop-ins below it; what was removed, and a template of which nothing runs,
+    are told."""
+    (tmp_path / "coder@.toml").write_text(GOOD)
+    (tmp_path / "coder@.toml.d").mkdir()
+    (tmp_path / "coder@.toml.d" / "big.toml").write_text("[limits]\nmemory = '1G'\n")
+    answer = {"findings": [], "started": [], "restarted": [], "unchanged": [], "removed": ["coder@3"]}
+    daemon.answers["POST /v1/deploy"] = (200, {**answer, "templates": ["coder@"]})
+    done = agentctl("deploy", str(tmp_path))
+    sent = [file["path"] for file in daemon.last.body["files"]]
+    assert sent == [str(tmp_path / "coder@.toml"), str(tmp_path / "coder@.toml.d" / "big.toml")]
+    assert done.stdout.splitlines() == [
+        "removed    coder@3",
+        "coder@: installed; no instance yet. Start one: agentctl start coder@NAME",
+    ]
+
+
+def test_check_without_a_daemon_knows_templates_and_dropins(agentctl: Agentctl, tmp_path: Path) -> None:
+    """Errors stand in the drop-in's own file; a template is checked though nothing of it runs."""
+    (tmp_path / "coder@.toml").write_text(GOOD + 'description = "%x"\n')
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "good.toml.d").mkdir()
+    (tmp_path / "good.toml.d" / "bad.toml").write_text("[limits]\nmemory = 'lots'\n")
+    done = agentctl("check", str(tmp_path))
+    assert done.returncode == 2
+    assert "coder@.toml:3: [agent] description: %x means nothing" in done.stdout
+    assert "good.toml.d/bad.toml:2: [limits] memory: 'lots'" in done.stdout
+    assert "3 files, 2 errors" in done.stdout
+
+
+def test_explain_of_a_file_counts_its_dropins(agentctl: Agentctl, tmp_path: Path) -> None:
+    """Each setting names the file that says it."""
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "good.toml.d").mkdir()
+    (tmp_path / "good.toml.d" / "big.toml").write_text("[limits]\nmemory = '1G'\n")
+    shown = agentctl("explain", str(tmp_path / "good.toml")).stdout
+    assert f"drop-in    {tmp_path}/good.toml.d/big.toml\n" in shown
+    assert 'memory = "1G"  (from big.toml; default none)' in shown
+    assert 'exec = ["true"]  (from the file; default none)' in shown
+
+
+def test_cat_names_each_file(daemon: StandIn, agentctl: Agentctl) -> None:
+    """A line with the path, then the text as it is."""
+    files = [{"path": "/u/a.toml", "text": GOOD}, {"path": "/u/a.toml.d/b.toml", "text": "# mine"}]
+    daemon.answers["GET /v1/units/a/files"] = (200, {"name": "a", "file": None, "files": files})
+    assert agentctl("cat", "a").stdout == f"# /u/a.toml\n{GOOD}\n# /u/a.toml.d/b.toml\n# mine\n"
+    daemon.answers["GET /v1/units/a/files"] = (200, {"name": "a", "file": None, "files": []})
+    assert agentctl("cat", "a").stdout == "# transient: no file\n"
+
+
+def test_a_template_stands_for_all_of_its_instances(daemon: StandIn, agentctl: Agentctl) -> None:
+    """start tells what became of each; status fails with 3 when one is down; remove says what is gone."""
+    units = [{"name": f"coder@{n}", "state": state, "pid": None} for n, state in ((1, "running"), (2, "failed"))]
+    daemon.answers["POST /v1/units/coder@/start"] = (200, {"template": "coder@", "units": units})
+    done = agentctl("start", "coder@")
+    assert (done.returncode, done.stdout) == (1, "coder@1: running\ncoder@2: failed\n")
+    files = ["/u/coder@.toml", "/u/coder@.toml.d/a.toml"]
+    answer = {"removed": "coder@", "units": ["coder@1", "coder@2"], "files": files}
+    daemon.answers["DELETE /v1/units/coder@"] = (200, answer)
+    removed = ["coder@1: removed", "coder@2: removed", "coder@: removed", "  with /u/coder@.toml.d/a.toml"]
+    assert agentctl("remove", "coder@").stdout.splitlines() == removed

@@ -160,7 +160,7 @@ def test_run_starts_a_metered_unit_with_no_file(ctl: Ctl) -> None:
     made = ctl.json("run", "--name", "job", "--", "sleep", "1000")
     assert made["state"] == "running"
     assert ctl.json("run", "--name", "job", "--", "sleep", "1000", code=1)["error"]["code"] == "conflict"
-    assert ctl.json("remove", "job") == {"removed": "job"}
+    assert ctl.json("remove", "job") == {"removed": "job", "files": []}
 
 
 def test_logs_follow_until_the_reader_leaves(ctl: Ctl) -> None:

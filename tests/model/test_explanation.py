@@ -45,7 +45,7 @@ def test_every_setting_has_one_row_with_help() -> None:
     found = rows(parse(TEXT, "a"))
     assert [(r.section, r.key) for r in found] == [(s, k) for s, k, _ in settings()]
     assert all(r.help for r in found)
-    assert set(found[0].to_json()) == {"section", "key", "value", "default", "source", "help"}
+    assert set(found[0].to_json()) == {"section", "key", "value", "default", "source", "help", "file"}
 
 
 def test_what_is_shown_reads_back() -> None:
