@@ -110,15 +110,15 @@ class Mailbox:
         self.wake()
 
     def tell(self, line: Line, before: Known | None = None) -> None:
-        """Tell the reader how those that its unit requires are; only what is new since ``before``.
+        """Tell the reader how those are that its unit requires or has spawned; only what is new since ``before``.
 
         A reader that does not read is disconnected: its next hello tells it everything again.
         """
-        for unit, state in self.known.news(before):
+        for news in self.known.news(before):
             if line.deaf:
                 line.abort()
                 return
-            line.write(rpc.notification("unit_changed", {"unit": unit, "state": state}))
+            line.write(rpc.notification("unit_changed", news))
 
     def bus_is_back(self) -> None:
         """The connection was lost and is there again: the server may have forgotten things."""

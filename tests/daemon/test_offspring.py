@@ -1,0 +1,265 @@
+"""Units that spawn units, on a real fleet: a real agent asks over its channel, and nothing outlives or outgrows it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fleet import Fleet, fleet
+from tests.waiting import wait_until
+
+Json = dict[str, Any]
+
+BOSS = """
+import asyncio, os, sys
+from agentd.sdk import Agent, CallError, Context
+
+app = Agent(drain=1)
+children = {}
+heard = []
+
+
+@app.on_unit_changed
+async def changed(unit, state):
+    heard.append([unit, state])
+
+
+@app.on("spawn")
+async def spawn(ctx: Context, data: dict):
+    try:
+        child = await ctx.spawn(data["name"], data["unit"], key=data.get("key"))
+    except CallError as error:
+        return {"code": error.code, "message": error.message}
+    children[child.unit] = child
+    return {"unit": child.unit, "duplicate": child.duplicate}
+
+
+@app.on("burst")
+async def burst(ctx: Context, data: dict):
+    async def one(number):
+        try:
+            await app._link().call("spawn", {"name": f"b{number}", "unit": data["unit"]}, 0.5)
+        except CallError as error:
+            return error.code
+        return "spawned"
+
+    said = await asyncio.gather(*(one(number) for number in range(data["count"])))
+    return {word: said.count(word) for word in set(said)}
+
+
+@app.on("raw")
+async def raw(ctx: Context, data: dict):
+    try:
+        return await app._link().call(data["method"], data["params"], 30)
+    except CallError as error:
+        return {"code": error.code, "message": error.message}
+
+
+@app.on("ended")
+async def ended(ctx: Context, data: str):
+    end = await children[data].ended()
+    return [end.cause, end.exit, end.done]
+
+
+@app.on("stop")
+async def stop(ctx: Context, data: str):
+    return (await children[data].stop()).cause
+
+
+@app.on("children")
+async def show(ctx: Context, data: None):
+    return await app.children()
+
+
+@app.on("heard")
+async def tell(ctx: Context, data: None):
+    return heard
+
+
+@app.on("ask")
+async def ask(ctx: Context, data: dict):
+    try:
+        return await ctx.ask(data["to"], data["kind"], data.get("data"), timeout=20)
+    except CallError as error:
+        return {"code": error.code}
+
+
+@app.on("echo")
+async def echo(ctx: Context, data: object):
+    return [data, ctx.message.sender, os.environ["AGENTD_UNIT"], os.getuid()]
+
+
+@app.on("crash")
+async def crash(ctx: Context, data: None):
+    os._exit(9)
+
+
+app.run()
+"""
+SLEEP = {"agent": {"exec": ["sleep", "1000"]}}
+GRANT = "may_spawn = { number = 3 }"
+
+
+def boss(directory: Path, grant: str = GRANT, more: str = "") -> str:
+    """The unit file of an agent that does what messages tell it."""
+    program = directory / "boss.py"
+    program.write_text(BOSS)
+    program.chmod(0o644)
+    return f'[agent]\nexec = ["python", "{program}"]\ntype = "notify"\n{grant}\n{more}'
+
+
+def own(directory: Path, **agent: Any) -> Json:
+    """The same program as a child."""
+    return {"agent": {"exec": ["python", str(directory / "boss.py")], "type": "notify", **agent}}
+
+
+def tell(f: Fleet, kind: str, data: Any = None, to: str = "boss") -> Any:
+    """Send, and the result."""
+    return f.post("/v1/send", {"to": to, "kind": kind, "data": data, "wait": 30})["result"]
+
+
+def spawn(f: Fleet, name: str, unit: Json = SLEEP, to: str = "boss", **more: Any) -> Json:
+    """What the agent is answered."""
+    return dict(tell(f, "spawn", {"name": name, "unit": unit, **more}, to))
+
+
+def names(f: Fleet) -> set[str]:
+    """All units that are there."""
+    return {unit["name"] for unit in f.status()["units"] if not unit["system"]}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One fleet for the tests that leave it as it was."""
+    import shutil
+    import tempfile
+
+    base = Path(tempfile.mkdtemp(prefix="ad", dir="/tmp"))
+    base.chmod(0o711)
+    units = {
+        "boss": boss(base),
+        "meek": boss(base, grant=""),
+        "other": '[agent]\nexec = ["sleep", "1000"]\n',
+    }
+    try:
+        with fleet(base, units) as f:
+            yield f
+    finally:
+        shutil.rmtree(base)
+
+
+def free(f: Fleet) -> None:
+    """Stop whatever the last test left."""
+    for name in names(f) - {"boss", "meek", "other"}:
+        f.ask("POST", f"/v1/units/{name}/stop")
+    wait_until(lambda: names(f) == {"boss", "meek", "other"}, 20)
+
+
+def test_a_child_is_a_unit_of_its_own_and_its_parents(shared: Fleet) -> None:
+    """Own process tree, uid, log, inbox; status and journal say whose it is; parent and child send to each other."""
+    f = shared
+    free(f)
+    assert spawn(f, "scout", own(f.base)) == {"unit": "boss~scout", "duplicate": False}
+    child = f.wait("boss~scout", state="running", ready=True)
+    parent = f.unit("boss")
+    assert child["pid"] != parent["pid"]
+    assert (child["parent"], parent["children"], parent["children_max"]) == ("boss", 1, 3)
+    data, sender, unit, uid = tell(f, "ask", {"to": "boss~scout", "kind": "echo", "data": 7})
+    assert (data, sender, unit) == (7, "boss", "boss~scout")
+    assert tell(f, "ask", {"to": "boss", "kind": "echo", "data": 8}, to="boss~scout")[1] == "boss~scout"
+    if os.geteuid() == 0:
+        assert uid not in (0, tell(f, "echo")[3])
+    added = f.records(kind="unit.added", unit="boss~scout")[-1]
+    starting = f.records(kind="unit.starting", unit="boss~scout")[-1]
+    assert added["actor"] == starting["actor"] == "boss"
+    assert parent["invocation"] in starting["reason"]
+    assert added["correlation"] == starting["correlation"]
+    assert ["boss~scout", "ready"] in tell(f, "heard")
+
+
+def test_a_oneshot_that_ends_is_told_forgotten_and_makes_room(shared: Fleet) -> None:
+    """The parent learns cause and exit, the number is free again, the log can still be read; its home is gone."""
+    f = shared
+    free(f)
+    unit = {"agent": {"exec": ["sh", "-c", "echo found it; exit 3"], "type": "oneshot"}}
+    for number in range(5):
+        assert spawn(f, f"once{number}", unit)["unit"] == f"boss~once{number}"
+        assert tell(f, "ended", f"boss~once{number}") == ["failed", 3, False]
+    wait_until(lambda: names(f) == {"boss", "meek", "other"})
+    ended = {child["unit"]: child for child in tell(f, "children")}
+    assert ended["boss~once0"]["state"] == "ended"
+    assert ended["boss~once0"]["exit"] == 3
+    assert "found it" in f.log_of("boss~once0")
+    wait_until(lambda: not (f.state / "home" / "boss~once0").exists())
+
+
+def test_a_repeat_is_a_duplicate_and_another_unit_a_conflict(shared: Fleet) -> None:
+    """By name and unit while it is there; by its key also when it has ended."""
+    f = shared
+    free(f)
+    assert not spawn(f, "scout")["duplicate"]
+    assert spawn(f, "scout")["duplicate"]
+    assert spawn(f, "scout", {"agent": {"exec": ["sleep", "7"]}})["code"] == "conflict"
+    quick = {"name": "quick", "key": "k", "unit": {"agent": {"exec": ["true"], "type": "oneshot"}}}
+    raw = {"method": "spawn", "params": quick}
+    assert not tell(f, "raw", raw)["duplicate"]
+    wait_until(lambda: "boss~quick" not in names(f))
+    assert tell(f, "raw", raw)["duplicate"]
+    assert len(f.records(kind="unit.ended", unit="boss~quick")) == 1
+    del quick["key"]
+    assert not tell(f, "raw", raw)["duplicate"]
+    wait_until(lambda: len(f.records(kind="unit.ended", unit="boss~quick")) == 2)
+
+
+def test_what_is_not_granted_is_refused_in_words(shared: Fleet) -> None:
+    """No grant, over the number, over the depth, bad names and keys, a program that is not there."""
+    f = shared
+    free(f)
+    assert spawn(f, "x", to="meek")["code"] == "denied"
+    for number in range(3):
+        assert "unit" in spawn(f, f"n{number}")
+    full = spawn(f, "n3")
+    assert full["code"] == "over_budget"
+    assert "3 descendants" in full["message"]
+    free(f)
+    for name in ("", "a~b", "../x", "A", "x" * 64, None, 3, {"a": 1}):
+        assert spawn(f, name)["code"] == "bad_input"  # type: ignore[arg-type]
+    for unit in (None, [], "x", {}, {"agent": {"exec": "sleep 1"}}, {"agnt": {}}, {"agent": {"exec": ["no-such"]}}):
+        assert spawn(f, "x", unit)["code"] == "bad_input"  # type: ignore[arg-type]
+    assert "needs" not in names(f)
+    deep = own(f.base, may_spawn={"number": 1})
+    assert spawn(f, "deep", deep)["code"] == "denied"
+    assert tell(f, "raw", {"method": "stop", "params": {"unit": "other"}})["code"] == "no_such_unit"
+    assert f.unit("other")["state"] == "running"
+
+
+def test_children_end_when_their_parents_process_does(shared: Fleet) -> None:
+    """A crash of the parent: its children are stopped, their trees with them; the successor begins without any."""
+    f = shared
+    free(f)
+    for name in ("a", "b"):
+        spawn(f, name, {"agent": {"exec": ["sh", "-c", "sleep 1000 & sleep 1000"]}})
+    pids = [f.wait(f"boss~{name}", state="running")["pid"] for name in ("a", "b")]
+    f.kill(f.wait("boss", state="running")["pid"], signal.SIGKILL)
+    wait_until(lambda: names(f) == {"boss", "meek", "other"}, 20)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    f.wait("boss", state="running", ready=True)
+    assert tell(f, "children") == []
+    assert "boss" in f.records(kind="unit.stopping", unit="boss~a")[-1]["reason"]
+
+
+def test_a_burst_of_a_thousand_is_bounded_and_holds_up_nobody(shared: Fleet) -> None:
+    """No more than granted come to be, and others are answered meanwhile."""
+    f = shared
+    free(f)
+    said = tell(f, "burst", {"count": 1000, "unit": SLEEP})
+    assert said.pop("spawned") == 3
+    assert set(said) <= {"over_budget", "full", "too_late"}
+    assert len([name for name in names(f) if name.startswith("boss~")]) == 3
+    assert f.post("/v1/units/other/restart")["state"] == "running"
+    free(f)
