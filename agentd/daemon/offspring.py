@@ -87,6 +87,7 @@ class Offspring:
         self._leaving: dict[str, Child] = {}
         """Children that are being forgotten."""
         self._past = {name: Past(*blob["spent"]) for name, blob in remembered.items() if "spent" in blob}
+        self._latest = max((past.at for past in self._past.values()), default=0.0)
         self._logs: dict[str, list[str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._pace: dict[str, tuple[float, float]] = {}
@@ -131,7 +132,7 @@ class Offspring:
         ended = [{"unit": name, **_told(end)} for name, end in self._ended.get(parent.name, {}).items()]
         family = self._family(parent.name.partition(MARK)[0])
         granted = parent.unit is not None and parent.unit.agent.may_spawn is not None
-        left = offspring.left(parent.name, family, self._past, time.time()) if granted else None
+        left = offspring.left(parent.name, family, self._past, self._now()) if granted else None
         return {"children": [*children, *ended], "left": left}
 
     # --- what the supervisor asks and tells ---------------------------------------------------------------------------
@@ -178,7 +179,7 @@ class Offspring:
     def remains(self, name: str) -> Json:
         """What the store remembers of one that is dropped."""
         past = self._past.get(name)
-        return {} if past is None else {"spent": [past.tokens, past.at]}
+        return {} if past is None else {"spent": [past.tokens, past.at, past.window]}
 
     def fact(self, name: str, fact: Json) -> None:
         """Add what router and gateway are told of a unit's children, and whom it may send to for them."""
@@ -226,7 +227,7 @@ class Offspring:
         family = self._family(root)
         offspring.room(parent.name, family)
         self._not_too_fast(root, family)
-        tables, now = params.get("spec"), time.time()
+        tables, now = params.get("spec"), self._now()
         return offspring.admit(parent.name, params["name"], tables, family, self._past, parent.level, now)
 
     def _again(self, parent: Agent, full: str, key: str | None, digest: str) -> Json | None:
@@ -328,8 +329,10 @@ class Offspring:
 
     async def _forget(self, name: str) -> None:
         agent, child = self._fleet.agents[name], self._children[name]
-        spent = await self._spent(agent)
-        forgotten = self._remember(name, Past(spent, time.time()))
+        assert agent.unit is not None
+        allowed = agent.unit.budget.tokens
+        spent = await self._spent(agent, allowed.amount)
+        forgotten = self._remember(name, Past(spent, self._now(), allowed.window))
         self._tell_end(agent, child)
         self._children.pop(name, None)
         try:
@@ -342,6 +345,11 @@ class Offspring:
         if (parent := self._fleet.agents.get(parent_of(name) or "")) is not None:
             self._fleet.told(parent)
 
+    def _now(self) -> float:
+        """Unix seconds that never step back: a window that was left is not entered again."""
+        self._latest = max(self._latest, time.time())
+        return self._latest
+
     def _remember(self, name: str, past: Past) -> set[str]:
         """What it spent; the names of those of which that is not remembered one by one any more."""
         before = {**self._past, name: past}
@@ -350,16 +358,16 @@ class Offspring:
             self._fleet.remember(heap, self.remains(heap))
         return before.keys() - self._past.keys() - self._children.keys()
 
-    async def _spent(self, agent: Agent) -> int:
+    async def _spent(self, agent: Agent, allowed: int) -> int:
         """The tokens that it spent in its window: it is dead, so what the gateway holds for it is spent too."""
-        assert agent.unit is not None
-        allowed = agent.unit.budget.tokens.amount
         if agent.life.last is None:
             return 0
         gateway = self._fleet.links.gateway
         try:
             shown = await gateway.call("budget.show", {"unit": agent.name}, timeout=SPENT_WITHIN)
-            return min(allowed, sum(int(scope["used"]) + int(scope["held"]) for scope in shown["scopes"]))
+            return sum(int(scope["used"]) + int(scope["held"]) for scope in shown["scopes"])
+        except NoSuchUnit:  # it was gone before the gateway had heard of it
+            return 0
         except (AgentdError, KeyError, TypeError, ValueError):
             return allowed
 

@@ -20,7 +20,7 @@ from agentd.errors import AgentdError, BadInput, Denied, OverBudget, UnitFileErr
 from agentd.model import reading, verify
 from agentd.model.grant import Grant
 from agentd.model.ledger import period_of
-from agentd.model.quantity import WINDOWS, Allowance, show_count, show_duration, show_size
+from agentd.model.quantity import WINDOWS, Allowance, Window, show_count, show_duration, show_size
 from agentd.model.unit import NAME, SECTIONS, Budget, Unit
 
 Json = dict[str, Any]
@@ -67,10 +67,11 @@ LEVELS = ("none", "rlimit", "cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a child that has ended spent of the tokens it was allowed, and when that was known (unix seconds)."""
+    """What a child that has ended spent in its window, and when that was known (unix seconds)."""
 
     tokens: int
     at: float
+    window: Window
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -356,8 +357,12 @@ def _over(key: str, asked_key: str, asked: str, there: str, name: str) -> Agentd
 def _funded(unit: Unit, line: list[str], fleet: Mapping[str, Unit], past: Mapping[str, Past], now: float) -> Unit:
     """Its allowance, within the sum of each ancestor's descendants: those that ended in this window count too."""
     if not _named(unit, "budget", "tokens"):
-        unit = _with(unit, "budget", tokens=_even_allowance(line, fleet))
+        unit = _with(unit, "budget", tokens=_even_allowance(unit.name, line, fleet, past, now))
     mine = unit.budget.tokens
+    gone = past.get(unit.name)
+    if gone is not None and gone.window != mine.window and _counts(unit.name, gone, fleet, now):
+        what = f"[budget] tokens = {mine}: {unit.name} was there before, with tokens per {gone.window}"
+        raise Denied(what, hint="Keep the window, or choose another name.")
     for name in line:
         granted = allowance(fleet[name])
         if _shorter(mine, granted):
@@ -371,9 +376,18 @@ def _funded(unit: Unit, line: list[str], fleet: Mapping[str, Unit], past: Mappin
     return unit
 
 
-def _even_allowance(line: list[str], fleet: Mapping[str, Unit]) -> Allowance:
+def _even_allowance(
+    full: str, line: list[str], fleet: Mapping[str, Unit], past: Mapping[str, Past], now: float
+) -> Allowance:
+    """An even share, or what is left where that is less: what was spent does not come back within the window."""
     granted = allowance(fleet[line[0]])
     shares = [allowance(fleet[name]).amount // grant_of(fleet[name]).number for name in line]
+    for name in line:
+        whole = allowance(fleet[name])
+        there = whole.amount - _spent(name, whole, fleet, past, now, without=full)
+        if there <= 0 < whole.amount:
+            raise _over("tokens", "budget.tokens", "its share", f"none per {whole.window}", name)
+        shares.append(there)
     usual = Budget().tokens
     if usual.window == granted.window:
         shares.append(usual.amount)
@@ -421,8 +435,8 @@ def fold(past: Mapping[str, Past], fleet: Mapping[str, Unit], now: float, keep: 
     for names in families.values():
         for name in names[: max(0, len(names) - keep)]:
             gone, heap = counted.pop(name), f"{parent_of(name)}{MARK}*"
-            before = counted.get(heap, Past(0, 0.0))
-            counted[heap] = Past(before.tokens + gone.tokens, max(before.at, gone.at))
+            before = counted.get(heap, Past(0, 0.0, gone.window))
+            counted[heap] = Past(before.tokens + gone.tokens, max(before.at, gone.at), gone.window)
     return counted
 
 
