@@ -27,6 +27,7 @@ from agentd.bus.state import State
 from agentd.errors import BusUnavailable, Denied
 from agentd.router import rpc
 from agentd.router.channel import Line
+from agentd.router.farewell import farewell
 from agentd.router.hand import Hand, Item, Outcome, Stage, from_hand_record
 from agentd.router.known import Known
 from agentd.router.message import decode
@@ -236,6 +237,10 @@ class Mailbox:
         """The unit is gone: give everything back."""
         if self._bus.ready and self._bus.connection.up.is_set():
             await self._give_back()
+            if self.known.parent is not None:
+                for item, outcome in await farewell(self.unit, self._inbox, self.hand, self._bus):
+                    self._watcher.happened(self, "dead", item, cause=outcome.reason, text=outcome.text)
+                    self._watcher.finished(self, item, outcome)
 
     async def _turn(self) -> None:
         if self._todo.declare:

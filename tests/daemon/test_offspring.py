@@ -271,3 +271,71 @@ def test_a_burst_of_a_thousand_is_bounded_and_holds_up_nobody(shared: Fleet) -> 
     assert len([name for name in names(f) if name.startswith("boss~")]) == 3
     assert f.post("/v1/units/other/restart")["state"] == "running"
     free(f)
+
+
+def test_messages_that_a_child_leaves_behind_are_dead_letters(shared: Fleet) -> None:
+    """Nothing that was accepted is lost with it, and who waits for an answer is told at once."""
+    f = shared
+    free(f)
+    spawn(f, "mute")
+    stored = f.post("/v1/send", {"to": "boss~mute", "kind": "work", "data": {"n": 1}})["id"]
+    assert tell(f, "stop", "boss~mute") == "stopped"
+    wait_until(lambda: any(one["message"] == stored for one in f.get("/v1/dlq?unit=boss~mute")["letters"]))
+    letter = f.get("/v1/dlq?unit=boss~mute")["letters"][0]
+    assert (letter["reason"], letter["unit"]) == ("gone", "boss~mute")
+    assert not spawn(f, "mute", own(f.base))["duplicate"]
+    f.wait("boss~mute", state="running", ready=True)
+    assert tell(f, "ask", {"to": "boss~mute", "kind": "echo", "data": 1})[0] == 1
+    free(f)
+
+
+def test_an_operators_stop_takes_the_children_down_first(short_dir: Path) -> None:
+    """Grandchildren, then children, then the parent; remove leaves nothing of any of them."""
+    grant = 'may_spawn = { number = 3, depth = 2, tokens = "90k/day" }'
+    with fleet(short_dir, {"boss": boss(short_dir, grant)}) as f:
+        spawn(f, "lead", own(short_dir, may_spawn={"number": 2}))
+        f.wait("boss~lead", state="running", ready=True)
+        assert spawn(f, "hand", to="boss~lead")["unit"] == "boss~lead~hand"
+        f.wait("boss~lead~hand", state="running")
+        assert f.unit("boss")["children"] == 2
+        assert f.unit("boss~lead~hand")["tokens"]["limit"] <= 30_000
+        f.post("/v1/units/boss/stop")
+        wait_until(lambda: names(f) == {"boss"})
+        ends = [r["unit"] for r in f.records(kind="unit.ended")][-3:]
+        assert ends == ["boss~lead~hand", "boss~lead", "boss"]
+        f.post("/v1/units/boss/start")
+        f.wait("boss", state="running", ready=True)
+        spawn(f, "again")
+        f.wait("boss~again", state="running")
+        assert f.ask("DELETE", "/v1/units/boss")[0] == 200
+        wait_until(lambda: names(f) == set())
+
+
+def test_daemon_and_router_may_die_and_children_stay_children(short_dir: Path) -> None:
+    """kill -9 of either: the children keep their pids and their parent; orphans of the time in between are ended."""
+    with fleet(short_dir, {"boss": boss(short_dir)}) as f:
+        for name in ("a", "b"):
+            spawn(f, name)
+        pids = {name: f.wait(name, state="running")["pid"] for name in ("boss", "boss~a", "boss~b")}
+        f.kill_daemon()
+        assert {name: f.wait(name, state="running")["pid"] for name in pids} == pids
+        router = f.unit("router")["pid"]
+        f.kill(router)
+        wait_until(lambda: f.unit("router")["pid"] not in (None, router), 10)
+        f.wait("router", state="running", ready=True)
+        assert spawn(f, "a")["duplicate"]
+        assert spawn(f, "c")["unit"] == "boss~c"
+        assert spawn(f, "d")["code"] == "over_budget"
+        f.post("/v1/units/boss~c/stop")
+        wait_until(lambda: "boss~c" not in names(f))
+        ended = [child for child in tell(f, "children") if child["state"] == "ended"]
+        assert [child["unit"] for child in ended] == ["boss~c"]
+        f.kill_daemon()
+        assert [child for child in tell(f, "children") if child["state"] == "ended"] == ended
+        daemon = f.status()["agentd"]["pid"]
+        os.kill(daemon, signal.SIGSTOP)
+        f.kill(pids["boss"])
+        f.kill(daemon)
+        wait_until(lambda: f.answers() and f.status()["agentd"]["pid"] != daemon, 20)
+        wait_until(lambda: names(f) == {"boss"}, 20)
+        assert not any(Path(f"/proc/{pid}").exists() for name, pid in pids.items() if name != "boss")
