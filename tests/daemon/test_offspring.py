@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import signal
+import subprocess
+import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,8 +124,12 @@ def own(directory: Path, **agent: Any) -> Json:
 
 
 def tell(f: Fleet, kind: str, data: Any = None, to: str = "boss") -> Any:
-    """Send, and the result."""
-    return f.post("/v1/send", {"to": to, "kind": kind, "data": data, "wait": 30})["result"]
+    """Send, and the result. A bus that is slow to confirm is asked again, as its hint says."""
+    body = {"to": to, "kind": kind, "data": data, "wait": 30, "id": secrets.token_hex(8)}
+    while (answer := f.ask("POST", "/v1/send", body))[0] == 503:
+        pass
+    assert answer[0] == 200, answer
+    return answer[1]["result"]
 
 
 def spawn(f: Fleet, name: str, unit: Json = SLEEP, to: str = "boss", **more: Any) -> Json:
@@ -339,3 +348,111 @@ def test_daemon_and_router_may_die_and_children_stay_children(short_dir: Path) -
         wait_until(lambda: f.answers() and f.status()["agentd"]["pid"] != daemon, 20)
         wait_until(lambda: names(f) == {"boss"}, 20)
         assert not any(Path(f"/proc/{pid}").exists() for name, pid in pids.items() if name != "boss")
+
+
+# --- as an attacker ---------------------------------------------------------------------------------------------------
+
+FORGE = """
+import json, socket, sys
+path, parent, invocation = sys.argv[1:]
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(path)
+    sock.sendall(b'{"facts":1,"client":"router","have":null}\\n')
+    params = {"parent": parent, "invocation": invocation, "name": "forged", "spec": {"agent": {"exec": ["sleep", "9"]}}}
+    sock.sendall(json.dumps({"call": 1, "method": "offspring.spawn", "params": params}).encode() + b"\\n")
+    with sock.makefile() as lines:
+        for line in lines:
+            said = json.loads(line)
+            if "answer" in said:
+                print(said["error"]["code"])
+                break
+"""
+
+
+def test_only_the_router_may_ask_in_a_units_name(shared: Fleet) -> None:
+    """Another process of a permitted uid, with everything else right, is refused."""
+    f = shared
+    free(f)
+    invocation = f.wait("boss", state="running")["invocation"]
+    path = str(f.runtime / "facts" / "daemon.sock")
+    said = subprocess.run(
+        [sys.executable, "-c", FORGE, path, "boss", invocation], capture_output=True, text=True, timeout=20
+    )
+    assert said.stdout.strip() == "denied", said
+    assert "boss~forged" not in names(f)
+
+
+def test_a_privileged_process_does_nothing_on_a_childs_behalf(shared: Fleet) -> None:
+    """No file is read, no port knocked at, no other unit moved, nobody else's rights had: each is refused by name."""
+    f = shared
+    free(f)
+    for section, key, value in (
+        ("agent", "env_file", "/etc/shadow"),
+        ("agent", "requires", ["other"]),
+        ("agent", "binds_to", ["other"]),
+        ("agent", "after", ["other"]),
+        ("agent", "allow_root", True),
+        ("agent", "user", "root"),
+        ("agent", "user", "nobody"),
+        ("isolation", "level", "none"),
+        ("liveness", "probe", "http://127.0.0.1:1/"),
+        ("restart", "delay", "0s"),
+    ):
+        unit = {"agent": {"exec": ["sleep", "9"]}} | ({section: {key: value}} if section != "agent" else {})
+        unit["agent"] |= {key: value} if section == "agent" else {}
+        said = spawn(f, "spy", unit)
+        assert said.get("code") == "denied", (key, said)
+        assert key in said["message"]
+    big = {"agent": {"exec": ["sleep", "9"], "env": {"X": "x" * 70_000}}}
+    assert spawn(f, "spy", big)["code"] == "bad_input"
+    assert names(f) == {"boss", "meek", "other"}
+
+
+@pytest.mark.root
+def test_roots_environments_are_not_published_for_a_child(shared: Fleet) -> None:
+    """A Python that only root can reach is staged for an operator's unit, and never for one that an agent asks for."""
+    f = shared
+    free(f)
+    closed = f.base / "closed"
+    venv.create(closed / "env", with_pip=False)
+    closed.chmod(0o700)
+    before = set((f.state / "stage").iterdir())
+    python = str(closed / "env" / "bin" / "python")
+    spawn(f, "thief", {"agent": {"exec": [python, "-c", "pass"], "type": "oneshot"}})
+    wait_until(lambda: names(f) == {"boss", "meek", "other"}, 10)
+    assert set((f.state / "stage").iterdir()) == before
+    ended = {child["unit"]: child for child in tell(f, "children")}
+    if "boss~thief" in ended:
+        assert "closed" in ended["boss~thief"]["text"]
+
+
+@pytest.mark.root
+def test_uids_of_children_are_their_familys_own_and_few(shared: Fleet) -> None:
+    """However many come and go, a family uses as many uids as it may have children, and shares them with nobody."""
+    f = shared
+    free(f)
+    for number in range(6):
+        spawn(f, f"u{number}", {"agent": {"exec": ["sh", "-c", "id -u"], "type": "oneshot"}})
+        tell(f, "ended", f"boss~u{number}")
+    wait_until(lambda: names(f) == {"boss", "meek", "other"})
+    uids = {f.log_of(f"boss~u{number}").strip() for number in range(6)}
+    table = json.loads((f.state / "units.json").read_text())["uids"]
+    assert uids <= {str(uid) for name, uid in table.items() if name.startswith("boss~#")}
+    assert len([name for name in table if name.startswith("boss~")]) <= 3
+
+
+@pytest.mark.root
+def test_the_sum_of_memory_is_the_kernels_limit(short_dir: Path) -> None:
+    """Shares become limits of the children's own cgroups; what does not fit names what is asked and what is left."""
+    with fleet(short_dir, {"boss": boss(short_dir, 'may_spawn = { number = 2, memory = "96M", cpu = 1 }')}) as f:
+        if f.wait("boss", state="running")["level"] != "cgroup":
+            pytest.skip("no cgroups here")
+        hog = "x = bytearray(80 << 20); import time; time.sleep(1000)"
+        unit = {"agent": {"exec": ["python", "-c", hog]}, "restart": {"policy": "never"}}
+        spawn(f, "hog", unit)
+        assert tell(f, "ended", "boss~hog")[:2] == ["crashed", -9]
+        assert spawn(f, "big", {**unit, "limits": {"memory": "90M"}})["unit"] == "boss~big"
+        said = spawn(f, "more")
+        assert said["code"] == "over_budget"
+        assert "48M" in said["message"]
+        assert "6M is left" in said["message"]
