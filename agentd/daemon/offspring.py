@@ -88,7 +88,8 @@ class Offspring:
         """Children that are being forgotten."""
         self._past = {name: Past(*blob["spent"]) for name, blob in remembered.items() if "spent" in blob}
         self._latest = max((past.at for past in self._past.values()), default=0.0)
-        self._logs: dict[str, list[str]] = {}
+        self._logs = _logs(fleet.spawning.log(MARK).parent)
+        """By family: children of which there is a log, oldest first."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._pace: dict[str, tuple[float, float]] = {}
 
@@ -328,9 +329,19 @@ class Offspring:
             self._fleet.background(self._forget(name))
 
     async def _forget(self, name: str) -> None:
-        agent, child = self._fleet.agents[name], self._children[name]
-        assert agent.unit is not None
-        allowed = agent.unit.budget.tokens
+        agent, child = self._fleet.agents.get(name), self._children[name]
+        if agent is not None and agent.unit is not None:
+            await self._write_off(agent, agent.unit, child)
+        self._children.pop(name, None)  # without an agent: an operator removed it meanwhile
+        await self._clean(name)
+        self._leaving.pop(name, None)
+        if (parent := self._fleet.agents.get(parent_of(name) or "")) is not None:
+            self._fleet.told(parent)
+
+    async def _write_off(self, agent: Agent, unit: Unit, child: Child) -> None:
+        """What it spent and how it ended are noted; then it is no unit any more."""
+        name = agent.name
+        allowed = unit.budget.tokens
         spent = await self._spent(agent, allowed.amount)
         forgotten = self._remember(name, Past(spent, self._now(), allowed.window))
         self._tell_end(agent, child)
@@ -340,10 +351,6 @@ class Offspring:
             self._fleet.forget_past(forgotten)
         except AgentdError as error:
             logger().warning("a child is not forgotten in full", unit=name, error=str(error))
-        await self._clean(name)
-        self._leaving.pop(name, None)
-        if (parent := self._fleet.agents.get(parent_of(name) or "")) is not None:
-            self._fleet.told(parent)
 
     def _now(self) -> float:
         """Unix seconds that never step back: a window that was left is not entered again."""
@@ -393,7 +400,8 @@ class Offspring:
         if name in logs:
             logs.remove(name)
         logs.append(name)
-        old = [logs.pop(0) for _ in range(len(logs) - KEPT_LOGS)]
+        old = [one for one in logs if one not in self._children][:-KEPT_LOGS]
+        logs[:] = [one for one in logs if one not in old]
         spawning = self._fleet.spawning
         await asyncio.to_thread(_remove, spawning.home(name), [spawning.log(one) for one in old])
 
@@ -402,6 +410,14 @@ class Offspring:
         if agent is None:
             return {"state": "gone", "phase": "inactive"}
         return {"state": "ready" if agent.life.satisfied else "gone", "phase": str(agent.life.phase)}
+
+
+def _logs(directory: Path) -> dict[str, list[str]]:
+    found = [file for file in directory.glob(f"*{MARK}*.log") if offspring.is_name(file.stem)]
+    families: dict[str, list[str]] = {}
+    for file in sorted(found, key=lambda file: file.stat().st_mtime):
+        families.setdefault(file.stem.partition(MARK)[0], []).append(file.stem)
+    return families
 
 
 def _remove(home: Path, logs: list[Path]) -> None:

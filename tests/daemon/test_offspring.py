@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.fleet import Fleet, fleet
@@ -204,6 +205,8 @@ def test_a_oneshot_that_ends_is_told_forgotten_and_makes_room(shared: Fleet) -> 
     assert ended["boss~once0"]["state"] == "ended"
     assert ended["boss~once0"]["exit"] == 3
     assert "found it" in f.log_of("boss~once0")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(f.runtime / "control.sock"))) as client:
+        assert "found it" in client.get("http://agentd/v1/units/boss~once0/logs").text
     wait_until(lambda: not (f.state / "home" / "boss~once0").exists())
 
 
