@@ -67,7 +67,12 @@ class Daemon:
         spawning = Spawning(config, capabilities, self._memory.load())
         self._supervisor = Supervisor(keeper, spawning, self._memory, self._journal)
         self._controller = Controller(config, self._supervisor, self._journal, self.go_down)
-        self._facts = Server(self._supervisor.facts, {}, uids=spawning.peers())
+        self._facts = Server(
+            self._supervisor.facts,
+            self._supervisor.offspring.table(),
+            uids=spawning.peers(),
+            callers=self._supervisor.is_router,
+        )
         self._control: api.Server | None = None
         self._scrape: scrape.Listener | None = None
         self._new: set[str] = set()

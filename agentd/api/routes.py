@@ -18,8 +18,8 @@ from aiohttp import web
 from agentd.api.fields import Fields, body, query
 from agentd.daemon.ports import Actor, Control, Json
 from agentd.errors import AgentdError, BadInput, NoSuchUnit
+from agentd.model.offspring import is_name
 from agentd.model.template import is_template
-from agentd.model.unit import NAME
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Finish = Callable[[Coroutine[Any, Any, Json]], Awaitable[Json]]
@@ -186,7 +186,7 @@ class Routes:
 def _unit(request: web.Request) -> str:
     """The unit of the path. What cannot be a name is no unit: nothing further in sees a ``..``."""
     name = request.match_info["unit"]
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         raise NoSuchUnit(f"{name!r} is not a unit name.", hint="`agentctl list` shows all units.")
     return name
 

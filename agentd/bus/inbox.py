@@ -168,6 +168,17 @@ class Inbox:
         body = {"filter": message_subject(self._unit), "seq": floor + 1}
         await self._connection.api(f"STREAM.PURGE.{MESSAGES}", body)
 
+    async def waiting(self) -> list[tuple[int, bytes]]:
+        """Sequence and stored form of all that is not acknowledged up to the floor."""
+        floor = (await self.standing()).floor
+        stored = await reading.read(self._connection, MESSAGES, message_subject(self._unit), floor + 1)
+        return [(record.seq, record.body) for record in stored]
+
+    async def delete(self) -> None:
+        """Remove the consumer with all its messages. Its next ``declare`` begins anew."""
+        await self._connection.api(f"CONSUMER.DELETE.{MESSAGES}.{self._name}")
+        await self._connection.api(f"STREAM.PURGE.{MESSAGES}", {"filter": message_subject(self._unit)})
+
     def _reply(self, seq: int, standing: Standing) -> str:
         # The consumer's own number must be one that it may have given; which one of them makes no difference.
         return f"$JS.ACK.{MESSAGES}.{self._name}.1.{seq}.{standing.pushed}.0.0"

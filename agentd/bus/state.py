@@ -26,6 +26,10 @@ class State:
         found = await reading.last(self._connection, STATE, state_subject("*"))
         return {record.subject.rsplit(".", 1)[1]: json.loads(record.body) for record in found}
 
+    async def drop(self, unit: str) -> None:
+        """Forget the record of a unit that is gone."""
+        await self._connection.api(f"STREAM.PURGE.{STATE}", {"filter": state_subject(unit)})
+
     async def write(self, unit: str, record: dict[str, Any]) -> None:
         """Returns when it is stored. Write for one unit at a time: the last one counts."""
         await self._publisher.publish(state_subject(unit), json.dumps(record, separators=(",", ":")).encode())

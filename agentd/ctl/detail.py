@@ -56,6 +56,8 @@ def _facts(unit: Json, now: float) -> Iterator[tuple[str, str]]:
         ("last end", _last(unit.get("last"), unit.get("reason"), now)),
         ("dump", line(unit.get("dump") or "")),
         ("started", _started(unit, now)),
+        ("parent", line(unit.get("parent") or "")),
+        ("children", _children(unit)),
         ("type", line(unit.get("type") or "")),
         ("file", line(unit.get("file") or "")),
         ("drop-ins", ", ".join(map(line, unit.get("dropins") or ()))),
@@ -130,6 +132,11 @@ def _last(last: Json | None, reason: str | None, now: float) -> str:
     cause = line(last.get("cause") or "")
     because = f" ({cause})" if cause not in ("crashed", "failed", "") and cause not in text else ""
     return f"{text}{because}{ran}, {figures.age(last['at'], now)} ago at {figures.clock(last['at'], now)}"
+
+
+def _children(unit: Json) -> str:
+    """How many it spawned, with theirs, of how many that it may."""
+    return f"{unit.get('children', 0)} of {unit['children_max']}" if unit.get("children_max") else ""
 
 
 def _started(unit: Json, now: float) -> str:

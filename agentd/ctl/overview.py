@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from agentd.ctl import figures
@@ -49,7 +50,7 @@ _AGENTS_ONLY = ("activity", "tokens", "spent", "share", "inbox", "dead")
 
 def overview(answer: Json, now: float, width: int, colour: bool) -> list[str]:
     """The lines of the screen."""
-    agents = [u for u in answer["units"] if not u.get("system")]
+    agents = sorted((u for u in answer["units"] if not u.get("system")), key=_family(answer["units"]))
     system = [u for u in answer["units"] if u.get("system")]
     rows = {u["name"]: _row(u, now) for u in answer["units"]}
     table = fit(COLUMNS, LAYOUTS, list(rows.values()), width, colour)
@@ -63,6 +64,17 @@ def overview(answer: Json, now: float, width: int, colour: bool) -> list[str]:
         lines += ["", *_group(system, rows, table, now, width, "dim")]
     notes = _notes(answer, width, colour)
     return lines + (["", *notes] if notes else [])
+
+
+def _family(units: list[Json]) -> Callable[[Json], tuple[int, str]]:
+    """The order of units as the daemon has it, and the children of one beneath it."""
+    place = {unit["name"]: number for number, unit in enumerate(units)}
+
+    def key(unit: Json) -> tuple[int, str]:
+        root = unit["name"].partition("~")[0]
+        return place.get(root, place[unit["name"]]), unit["name"]
+
+    return key
 
 
 def _headline(agentd: Json, agents: list[Json], now: float, width: int, colour: bool) -> list[str]:

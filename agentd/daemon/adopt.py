@@ -57,10 +57,12 @@ def restore(supervisor: Supervisor, units: dict[str, Unit]) -> set[str]:
         policy = supervisor.spawning.policy(name) if made is None else Policy.of(made)
         if blob.get("transient"):
             supervisor.spawning.transient.add(name)
+        supervisor.offspring.adopt(name, blob)
         if not blob and name not in processes:
             new.add(name)
         _restore(supervisor, made, name, policy, blob, processes.pop(name, None))
     supervisor.dependencies.wake()
+    supervisor.offspring.wake()
     for process in processes.values():
         supervisor.background(_end(supervisor, process))
     return new

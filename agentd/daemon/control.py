@@ -85,7 +85,8 @@ class Controller:
         json: bool = False,
     ) -> AsyncIterator[bytes]:
         """The unit's output, as it was printed or as JSON lines."""
-        self._supervisor.get(unit)
+        if not self._supervisor.offspring.known(unit):
+            self._supervisor.get(unit)
         path = self._supervisor.spawning.log(unit)
         if json:
             return logs.read_lines(path, unit, lines, follow, since=since, until=until)

@@ -43,6 +43,7 @@ UNIT_NUMBERS: tuple[tuple[str, type[Metric], str, str], ...] = (
         "log_dropped",
         "Output that found no room in the unit's log.",
     ),
+    ("agentd_unit_children", GaugeMetricFamily, "children", "Descendants that it spawned and that are there."),
     ("agentd_heartbeat_age_seconds", GaugeMetricFamily, "beat_age", "Time since the last heartbeat."),
 )
 """Name, kind, key of UnitStatus and help of the plain numbers."""

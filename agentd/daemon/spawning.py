@@ -25,11 +25,13 @@ from agentd.errors import AgentdError, ConfigError, HostCannot, UnitFileError
 from agentd.host.capability import Capabilities, sweep
 from agentd.host.compile import Compiled, Finding, System, check_host, compile, compile_system  # noqa: A004 - the room's word
 from agentd.host.identity import Identities
+from agentd.host.lent import OwnOnly
 from agentd.host.place import Place, Rotation, make_directory
 from agentd.host.reach import EXECUTE, closed_component
 from agentd.host.stage import Stage, ours
 from agentd.keeper.plan import Listener, SpawnPlan
 from agentd.model.lifecycle import Policy
+from agentd.model.offspring import parent_of
 from agentd.model.probe import Probe
 from agentd.model.unit import Unit
 
@@ -66,6 +68,7 @@ class Spawning:
             logs=Rotation(config.logs.max_size, config.logs.keep, config.logs.max_age),
         )
         self._place.prepare()
+        self._own_stage = OwnOnly(config.state / "stage")
         self._uids: dict[tuple[str, str | None], int | None] = {}
         self._nats_port = config.bus.port
         self._bus_password = ""
@@ -154,13 +157,23 @@ class Spawning:
             return True
         return _descends(pid, parents)
 
+    def lend(self, name: str) -> str | None:
+        """A uid for units that come and go, by the name of its place; None where units have no uids of their own."""
+        account = self._place.identities.own(name)
+        return str(account.uid) if account.switch else None
+
+    def home(self, name: str) -> Path:
+        """Its state directory."""
+        return self._place.home(name)
+
     async def compile(self, agent: Agent, invocation: str) -> Compiled:
         """The plan of one invocation. Staging an environment may take seconds, so it is done beside the loop."""
         if agent.unit is None:
             system = await asyncio.to_thread(self._system, agent.name)
             return await asyncio.to_thread(compile_system, system, invocation, self._place)
         try:
-            return await asyncio.to_thread(compile, agent.unit, invocation, self._place)
+            place = self._place if parent_of(agent.name) is None else replace(self._place, stage=self._own_stage)
+            return await asyncio.to_thread(compile, agent.unit, invocation, place)
         except AgentdError as error:
             raise unitfiles.of_host(error, agent.unit) from error
 

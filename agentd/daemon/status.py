@@ -56,6 +56,7 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "level": agent.level,
         "waits": agent.life.waiting or supervisor.dependencies.queued(agent.name),
         "degraded": list(supervisor.dependencies.degraded.get(agent.name, ())),
+        **supervisor.offspring.status(agent.name),
         "tokens": _tokens(gateway) if unit else None,
         "inbox": _inbox(router),
         "holding": _holding(router),

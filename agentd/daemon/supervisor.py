@@ -23,6 +23,7 @@ from agentd.daemon.commands import Commands
 from agentd.daemon.dependencies import Dependencies, Stopping
 from agentd.daemon.instances import Instances, unknown
 from agentd.daemon.links import Links, conclusions
+from agentd.daemon.offspring import Offspring
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
 from agentd.daemon.watch import Watch
@@ -79,6 +80,7 @@ class Supervisor:
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
         self.dependencies = Dependencies(self.agents, self, limit=spawning.config.fleet.parallel_starts)
+        self.offspring = Offspring(self, memory.load())
         self.watch = Watch(self.links, self.guard, spawning.probe, Commands(self).ask)
         self.stopping = False
         self.starting = True
@@ -146,7 +148,8 @@ class Supervisor:
 
     async def drop(self, name: str) -> None:
         """Forget a unit that is stopped: mailbox, facts, memory, and what the keeper holds for it."""
-        agent = self.agents.pop(name)
+        if (agent := self.agents.pop(name, None)) is None:
+            return  # a child, whose end was its end
         self.dependencies.drop(name)
         self.facts.drop(f"unit/{name}")
         self.watch.drop(agent)
@@ -157,7 +160,8 @@ class Supervisor:
         self.witness.forget(name)
         self.spawning.forget(name)  # all of ours before the first wait: from there on the name may be another's
         try:
-            self._memory.save(name, {"floor": agent.life.floor, "wanted": False, "removed": True})
+            removed = {"floor": agent.life.floor, "wanted": False, "removed": True}
+            self._memory.save(name, removed | self.offspring.remains(name))
         finally:
             forgetting = asyncio.ensure_future(self.keeper.forget(name))
             await agent.close()
@@ -270,7 +274,8 @@ class Supervisor:
         self._wake()
 
     def passed(self, agent: Agent, before: Life) -> None:
-        """What it means for those that depend on it, or wait for a turn."""
+        """What it means for its children, for those that depend on it, or wait for a turn."""
+        self.offspring.changed(agent, before)
         if agent.life.phase is not before.phase or agent.life.ready != before.ready:
             self.dependencies.changed(agent)
             self.judge_soon(agent)
@@ -458,6 +463,7 @@ class Supervisor:
             if needs := self.dependencies.relations.of(agent.name).needs:
                 fact["requires"] = list(needs)
                 fact["degraded"] = list(self.dependencies.degraded.get(agent.name, ()))
+            self.offspring.fact(agent.name, fact)
             self.facts.set(f"unit/{agent.name}", fact)
 
     def _remember(self, agent: Agent) -> None:
@@ -483,7 +489,26 @@ class Supervisor:
             "correlation": agent.correlation,
             "degraded": list(self.dependencies.degraded.get(agent.name, ())),
             "dump": agent.dump,
+            **self.offspring.blob(agent.name),
         }
+
+    def remember(self, name: str, blob: Json) -> None:
+        """Keep this in the store, under a name that is no unit's."""
+        try:
+            self._memory.save(name, blob)
+        except AgentdError as error:
+            self._log.warning("state.unsaved", unit=name, error=str(error))
+
+    def forget_past(self, names: Iterable[str]) -> None:
+        """Nothing is remembered any more of these units, which are dropped."""
+        for name in names:
+            self.spawning.floors.pop(name, None)
+            self._memory.drop(name)
+
+    def is_router(self, pid: int) -> bool:
+        """Whether this is the router's process: the one that may ask in the name of units."""
+        router = self.agents.get("router")
+        return router is not None and router.process is not None and router.process.pid == pid
 
     def send_blob(self, agent: Agent) -> None:
         """Leave with the keeper what the next daemon needs, once for all changes of this turn, and before whatever the

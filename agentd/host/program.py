@@ -141,7 +141,7 @@ def _python(named: Path) -> tuple[stage.Interpreter | None, bool]:
     if beside is not None:
         return beside, False
     try:
-        with open(named, "rb") as stream:
+        with open(named, "rb", opener=_at_once) as stream:
             first = stream.readline(256)
     except PermissionError:  # executable but not readable: no script
         return None, False
@@ -150,6 +150,11 @@ def _python(named: Path) -> tuple[stage.Interpreter | None, bool]:
     words = first[2:].split()
     python = stage.interpreter(Path(os.fsdecode(words[0]))) if len(words) == 1 else None
     return python, python is not None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: the unit may have put a FIFO in the place of its program meanwhile."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _require_open(unit: Unit, account: Account, path: Path) -> None:

@@ -234,6 +234,10 @@ def _unknown_key(section: str, key: str, file: str | None, line: int | None) -> 
 def _invalid_value(
     section: str, key: str | None, detail: Mapping[str, Any], file: str | None, text: str
 ) -> UnitFileError:
+    if detail["type"] == "missing" and len(detail["loc"]) > 2:
+        where = f"[{section}] {key}"
+        message = f"{detail['loc'][-1]}: missing."
+        return UnitFileError(message, file=file, line=locate(text, section, key), key=where, hint=_help(section, key))
     if detail["type"] == "missing":
         example = 'Say what to run, for example exec = ["python3", "agent.py"] under [agent].'
         where = f"[{section}] {key or 'exec'}"

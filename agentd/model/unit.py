@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from agentd.model import quantity
+from agentd.model.grant import Grant
 from agentd.model.probe import Probe, probe_table
 from agentd.model.section import Section
 
@@ -75,6 +76,18 @@ class Agent(Section):
     runtime_max: Seconds | None = Field(
         None,
         description="Longest run. A run that lasts longer is asked to stop and counts as a failure. Default: no limit.",
+    )
+
+    may_spawn: Grant | None = Field(
+        None,
+        description="What it may spawn at run time, over its channel: a table { number = 5, depth = 1, "
+        'memory = "4G", cpu = 2, pids = 512, tokens = "500k/day" }. number: descendants that may be there at once. '
+        "depth: generations; 1 is children that may not spawn. The others bound the sum of limits.memory, limits.cpu, "
+        "limits.pids and budget.tokens over all of them, checked at each spawn; one that names none gets its even "
+        "share, sum / number. Without a sum, each has at most the unit's own limit; without tokens, all have together "
+        "as much as the unit. Tokens of those that ended count until the window is over. A child has no right that its "
+        "parent has not, and ends when the parent's process does: a successor does not know what it was for. "
+        "Default: it may not spawn.",
     )
 
     @field_validator("stop_signal")
@@ -258,7 +271,7 @@ class Unit(Section):
 SECTIONS: tuple[str, ...] = ("agent", "restart", "liveness", "limits", "isolation", "bus", "budget", "llm")
 
 PLANNED: dict[str, tuple[str, ...]] = {
-    "agent": ("entry", "preload", "capabilities", "tier", "schedule", "may_spawn"),
+    "agent": ("entry", "preload", "capabilities", "tier", "schedule"),
     "liveness": ("respond_within",),
     "recycle": ("after_tasks", "after_memory", "after_age"),
     "limits": ("memory_warn",),

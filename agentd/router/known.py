@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -29,11 +30,20 @@ class Known:
     requires: tuple[str, ...] = ()
     degraded: frozenset[str] = frozenset()
     """Those that it requires and that are gone."""
+    children: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Those that it spawned: ``state`` and what else there is to say."""
+    parent: str | None = None
+    """Whose child it is: it comes and goes with its parent."""
 
-    def news(self, before: Known | None) -> list[tuple[str, str]]:
-        """What changed for those that it requires, as (unit, state); without a before, how each of them is."""
-        was = {} if before is None else {unit: before.state(unit) for unit in before.requires}
-        return [(unit, self.state(unit)) for unit in self.requires if was.get(unit) != self.state(unit)]
+    def news(self, before: Known | None) -> list[dict[str, Any]]:
+        """What changed for those that it requires or has spawned, as params of ``unit_changed``; without a before, how
+        each of them is."""
+        was = {} if before is None else before.others()
+        return [{"unit": unit, **told} for unit, told in self.others().items() if was.get(unit) != told]
+
+    def others(self) -> dict[str, Mapping[str, Any]]:
+        """How those are that it requires or has spawned."""
+        return {**{unit: {"state": self.state(unit)} for unit in self.requires}, **self.children}
 
     def state(self, unit: str) -> str:
         """How a unit that it requires is: ``ready`` or ``gone``."""
@@ -73,4 +83,6 @@ def known(fact: dict[str, Any]) -> Known:
         hold=bool(fact.get("hold", False)),
         requires=tuple(map(str, fact.get("requires") or ())),
         degraded=frozenset(map(str, fact.get("degraded") or ())),
+        children=dict(fact.get("children") or {}),
+        parent=fact.get("parent"),
     )

@@ -27,6 +27,7 @@ from agentd.bus.state import State
 from agentd.errors import BusUnavailable, Denied
 from agentd.router import rpc
 from agentd.router.channel import Line
+from agentd.router.farewell import farewell
 from agentd.router.hand import Hand, Item, Outcome, Stage, from_hand_record
 from agentd.router.known import Known
 from agentd.router.message import decode
@@ -110,15 +111,15 @@ class Mailbox:
         self.wake()
 
     def tell(self, line: Line, before: Known | None = None) -> None:
-        """Tell the reader how those that its unit requires are; only what is new since ``before``.
+        """Tell the reader how those are that its unit requires or has spawned; only what is new since ``before``.
 
         A reader that does not read is disconnected: its next hello tells it everything again.
         """
-        for unit, state in self.known.news(before):
+        for news in self.known.news(before):
             if line.deaf:
                 line.abort()
                 return
-            line.write(rpc.notification("unit_changed", {"unit": unit, "state": state}))
+            line.write(rpc.notification("unit_changed", news))
 
     def bus_is_back(self) -> None:
         """The connection was lost and is there again: the server may have forgotten things."""
@@ -236,6 +237,10 @@ class Mailbox:
         """The unit is gone: give everything back."""
         if self._bus.ready and self._bus.connection.up.is_set():
             await self._give_back()
+            if self.known.parent is not None:
+                for item, outcome in await farewell(self.unit, self._inbox, self.hand, self._bus):
+                    self._watcher.happened(self, "dead", item, cause=outcome.reason, text=outcome.text)
+                    self._watcher.finished(self, item, outcome)
 
     async def _turn(self) -> None:
         if self._todo.declare:

@@ -47,6 +47,7 @@ async def serve(settings: Mapping[str, Any], fds: Mapping[str, int], stop: async
     else:
         await server.start(path=runtime / "facts" / "router.sock")
     daemon = Client(runtime / "facts" / "daemon.sock", "router", on_change=router.changed_facts)
+    router.daemon = daemon
     tasks = [asyncio.create_task(work) for work in (router.run(), daemon.run(), _ready(router), _beat(router))]
     ended = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*tasks[:2], ended], return_when=asyncio.FIRST_COMPLETED)

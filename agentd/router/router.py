@@ -17,7 +17,7 @@ from agentd.bus.letters import Letters
 from agentd.bus.publisher import Publisher
 from agentd.bus.state import State
 from agentd.errors import AgentdError, BadInput, BusUnavailable, Full
-from agentd.router import rpc
+from agentd.router import offspring, rpc
 from agentd.router.calls import Calls
 from agentd.router.channel import Line, Listener
 from agentd.router.hand import Item, Outcome
@@ -72,7 +72,10 @@ class Router:
             "send": self._send,
             "ask": self._ask,
             "progress": self._progress,
+            **dict.fromkeys(offspring.METHODS, self._ask_daemon),
         }
+        self.daemon: offspring.Daemon | None = None
+        """Who decides about children; known once there is a connection to look for it."""
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -295,6 +298,16 @@ class Router:
             served.asks -= 1
 
         self._spawn(self._answer(served, line, said, asked, then=left))
+
+    def _ask_daemon(self, served: Served, line: Line, said: rpc.Request) -> None:
+        async def asked() -> None:
+            answer = await offspring.answer(self.daemon, served.box.unit, line, said)
+            line.finish()
+            if said.wants_answer:
+                line.write(answer)
+
+        line.begin()
+        self._spawn(asked())
 
     async def _answer(
         self,

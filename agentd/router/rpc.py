@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from agentd.errors import AgentdError, ProtocolError
+from agentd.errors import AgentdError, BadInput, ProtocolError
 
 MAX_LINE = 1 << 20
 
@@ -25,6 +25,8 @@ NUMBERS = {
     "bus_unavailable": -32004,
     "unavailable": -32004,
     "too_late": -32005,
+    "over_budget": -32006,
+    "conflict": -32007,
 }
 _RETRY_AFTER = {"full": 1.0, "bus_unavailable": 0.5, "unavailable": 0.5}
 
@@ -119,7 +121,7 @@ def notification(method: str, params: Params) -> bytes:
 
 def error(id_: Id, what: AgentdError) -> bytes:
     """The line that refuses a call."""
-    code = what.code if what.code in NUMBERS else "failed"
+    code = what.code if what.code in NUMBERS else "bad_input" if isinstance(what, BadInput) else "failed"
     number = NUMBERS.get(code, FAILED)
     if isinstance(what, ProtocolError):
         code, number = "protocol_error", what.number if isinstance(what, Malformed) else INVALID_REQUEST

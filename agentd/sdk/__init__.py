@@ -16,6 +16,10 @@ Uses nothing else of agentd, so that an agent's own environment needs none of it
 from agentd.sdk.agent import Agent
 from agentd.sdk.context import Context, SyncContext
 from agentd.sdk.errors import AgentError, CallError, Refuse, Retry
+from agentd.sdk.offspring import Child, Ended
 from agentd.sdk.work import Message, Sent
 
-__all__ = ["Agent", "AgentError", "CallError", "Context", "Message", "Refuse", "Retry", "Sent", "SyncContext"]
+__all__ = [
+    "Agent", "AgentError", "CallError", "Child", "Context", "Ended", "Message", "Refuse", "Retry", "Sent",
+    "SyncContext",
+]  # fmt: skip

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from agentd.sdk.channel import Channel
@@ -25,6 +25,7 @@ from agentd.sdk.errors import AgentError, Refuse, Rejected
 from agentd.sdk.handler import Handler, in_thread
 from agentd.sdk.link import Link
 from agentd.sdk.notify import Notifier
+from agentd.sdk.offspring import Child, Offspring
 from agentd.sdk.typed import to_json
 from agentd.sdk.work import Sent, Work
 
@@ -67,7 +68,8 @@ class Agent:
         return function
 
     def on_unit_changed(self, function: Changed) -> Changed:
-        """Register a function ``(unit, state)`` for news of units that this one requires: ``"gone"`` or ``"ready"``.
+        """Register a function ``(unit, state)`` for news of units that this one requires (``"gone"`` or ``"ready"``)
+        or has spawned (also ``"ended"``).
 
         Called after ``on_start``, one piece of news after the other. After a reconnect each is told again.
         """
@@ -91,6 +93,21 @@ class Agent:
         result = await self._link().call("ask", params, timeout + GRACE)
         return result.get("result")
 
+    async def spawn(self, name: str, unit: Mapping[str, Any], *, key: str | None = None) -> Child:
+        """Start a unit of one's own: ``unit`` is what would stand in its file, as tables. Returns once it is remembered
+        and on its way, which it begins when this agent is ready. Raises CallError; its unit file bounds it (may_spawn).
+
+        The child's name is ``<this unit>~<name>``, and it ends with this process at the latest. With a ``key`` a spawn
+        that is repeated starts nothing twice, even if the child has ended meanwhile.
+        """
+        if (context := _current()) is not None:
+            return await context.spawn(name, unit, key=key)
+        return await self._children().spawn(name, unit, key or uuid.uuid4().hex)
+
+    async def children(self) -> list[dict[str, Any]]:
+        """The descendants of this process: ``unit``, ``state`` (ready, gone, ended), and of an end cause and exit."""
+        return await self._children().listed()
+
     def status(self, text: str) -> None:
         """One line that ``agentctl status`` shows for this unit."""
         if self._notifier is not None:
@@ -111,7 +128,7 @@ class Agent:
         """Under agentd."""
         stop = _stop_event()
         self._desk = desk = Desk(self._handle)
-        desk.link = channel = Channel(path, os.environ.get("AGENTD_INVOCATION", ""), desk)
+        desk.link = desk.children.link = channel = Channel(path, os.environ.get("AGENTD_INVOCATION", ""), desk)
         self._notifier = Notifier.from_environment()
         self._notifier.start_beating()
         running = asyncio.create_task(channel.run(), name="channel")
@@ -138,7 +155,7 @@ class Agent:
     async def _converse(self) -> int:
         """Without agentd: messages from stdin, one after the other."""
         self._desk = desk = Desk(self._handle)
-        desk.link = console = Console(desk)
+        desk.link = desk.children.link = console = Console(desk)
         await self._prepare()
         desk.started.set()
         return await console.run()
@@ -169,13 +186,18 @@ class Agent:
         if handler is None:
             known = ", ".join(sorted(self._handlers)) or "none"
             raise Refuse(f"no handler for the kind {message.kind!r}; this agent takes: {known}")
-        context = Context(work, self._link())
+        context = Context(work, self._link(), self._children())
         token = CURRENT.set(context)
         try:
             return await handler(context, message.data)
         finally:
             context.open = False
             CURRENT.reset(token)
+
+    def _children(self) -> Offspring:
+        if self._desk is None:
+            raise RuntimeError("the agent does not run yet: spawn from a handler or from on_start")
+        return self._desk.children
 
     def _link(self) -> Link:
         if self._desk is None:

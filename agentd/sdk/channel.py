@@ -159,7 +159,7 @@ class Channel:
     def _unit_changed(self, params: Any) -> None:
         unit, state = (params.get("unit"), params.get("state")) if isinstance(params, dict) else (None, None)
         if isinstance(unit, str) and isinstance(state, str):
-            self._inbox.told(unit, state)
+            self._inbox.told(unit, state, params)
 
     def _deliver(self, said: Params) -> None:
         try:

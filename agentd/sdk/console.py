@@ -49,6 +49,8 @@ class Console:
 
     async def call(self, method: str, params: Params, timeout: float) -> Any:
         """Print a send, and take it as stored; print an ask, and wait for its reply on stdin."""
+        if method not in ("send", "ask"):
+            raise CallError("unavailable", f"{method}: there is no agentd here")
         shown = {name: value for name, value in params.items() if name not in ("delivery", "key")}
         identity = params.get("id") or f"{params['delivery'].rpartition('.')[0]}/{params['key']}"
         _say({method: {**shown, "id": identity}})

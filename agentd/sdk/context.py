@@ -7,12 +7,16 @@ of the calls. A handler that runs again after a crash repeats them, and the rout
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from agentd.sdk.link import Link
+from agentd.sdk.offspring import Child, Offspring
 from agentd.sdk.typed import to_json
 from agentd.sdk.work import Sent, Work
+
+Result = TypeVar("Result")
 
 SEND_FOR = 90.0
 """Seconds that a send is repeated for: well inside the two minutes for which the router knows a repeat."""
@@ -29,8 +33,9 @@ CURRENT: ContextVar[Context | None] = ContextVar("agentd_sdk_context", default=N
 class Context:
     """One handling of one message."""
 
-    def __init__(self, work: Work, link: Link) -> None:
+    def __init__(self, work: Work, link: Link, children: Offspring) -> None:
         self.message = work.message
+        self._children = children
         self._work, self._link = work, link
         self._order = 0
         self.open = True
@@ -54,6 +59,13 @@ class Context:
         params = {**self._params(to, kind, data, key), "timeout": timeout}
         result = await self._link.call("ask", params, timeout + GRACE)
         return result.get("result")
+
+    async def spawn(self, name: str, unit: Mapping[str, Any], *, key: str | None = None) -> Child:
+        """Start a unit of one's own (see ``Agent.spawn``); a run of the handler in this process starts it once only."""
+        if not self.open:
+            raise RuntimeError("the handler has returned, its message is finished: spawn with app.spawn instead")
+        self._order += key is None
+        return await self._children.spawn(name, unit, f"{key or f'#{self._order}'}/{self.message.id}"[:128])
 
     async def progress(self, note: str = "") -> None:
         """Say that work goes on: the message's deadline starts anew."""
@@ -86,6 +98,14 @@ class SyncContext:
         """See Context.ask."""
         asking = self._context.ask(to, kind, data, timeout=timeout, key=key)
         return asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+
+    def spawn(self, name: str, unit: Mapping[str, Any], *, key: str | None = None) -> Child:
+        """See Context.spawn. What the child's own methods return is waited for with ``wait``."""
+        return asyncio.run_coroutine_threadsafe(self._context.spawn(name, unit, key=key), self._loop).result()
+
+    def wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Wait for what an ``async`` method of a child returns, such as ``ctx.wait(child.ended())``."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def progress(self, note: str = "") -> None:
         """See Context.progress."""

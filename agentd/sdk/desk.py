@@ -16,6 +16,7 @@ from typing import Any
 
 from agentd.sdk.errors import Refuse, Retry
 from agentd.sdk.link import Answer, Link, Params
+from agentd.sdk.offspring import Offspring
 from agentd.sdk.work import Message, Work
 
 Identity = tuple[str, str, str | None]
@@ -33,7 +34,8 @@ class Desk:
     def __init__(self, handle: Callable[[Work], Awaitable[Any]]) -> None:
         self._handle = handle
         self.news: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        """What is told of units that this one requires: (unit, state)."""
+        """What is told of units that this one requires or has spawned: (unit, state)."""
+        self.children = Offspring()
         self._works: dict[Identity, Work] = {}
         self._done: OrderedDict[Identity, Answer] = OrderedDict()
         self._unconfirmed: deque[Work] = deque(maxlen=1)
@@ -68,8 +70,9 @@ class Desk:
             work = self._begin(message)
             work.task = asyncio.create_task(self._work(work), name=f"message {message.id}")
 
-    def told(self, unit: str, state: str) -> None:
-        """A unit that this one requires is ``ready`` or ``gone``."""
+    def told(self, unit: str, state: str, params: Params) -> None:
+        """A unit that this one requires or has spawned is ``ready`` or ``gone``; a spawned one also ``ended``."""
+        self.children.told(params)
         self.news.put_nowait((unit, state))
 
     def linked(self, in_flight: int) -> None:

@@ -36,8 +36,8 @@ class Inbox(Protocol):
         """A delivery arrived. Raises KeyError, TypeError or ValueError if it is none."""
         ...
 
-    def told(self, unit: str, state: str) -> None:
-        """A unit that this one requires is ``ready`` or ``gone``."""
+    def told(self, unit: str, state: str, params: Params) -> None:
+        """A unit that this one requires or has spawned is ``ready`` or ``gone``; a spawned one also ``ended``."""
         ...
 
     def linked(self, in_flight: int) -> None:

@@ -19,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from agentd.errors import AgentdError, NotFound, ProtocolError, TooLate, Unavailable, from_wire
+from agentd.errors import AgentdError, Denied, NotFound, ProtocolError, TooLate, Unavailable, from_wire
 from agentd.wire.lines import LINE_MAX, Lines
 from agentd.wire.peer import credentials
 
@@ -134,10 +134,19 @@ class Facts:
 
 
 class Server:
-    """Serves one Facts table, and calls, to peers with a permitted uid."""
+    """Serves one Facts table, and calls, to peers with a permitted uid; calls only to the pids for which ``callers``
+    is true, where it is given: units may share our uid."""
 
-    def __init__(self, facts: Facts, methods: Mapping[str, Method], *, uids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        methods: Mapping[str, Method],
+        *,
+        uids: frozenset[int],
+        callers: Callable[[int], bool] | None = None,
+    ) -> None:
         self._facts = facts
+        self._callers = callers
         self._methods = methods
         self._uids = uids | {0}
         self._server: asyncio.Server | None = None
@@ -173,11 +182,11 @@ class Server:
         if peer.uid not in self._uids:
             writer.transport.abort()
             return
-        task = asyncio.ensure_future(self._serve(Lines(reader, writer)))
+        task = asyncio.ensure_future(self._serve(Lines(reader, writer), peer.pid))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, lines: Lines) -> None:
+    async def _serve(self, lines: Lines, pid: int) -> None:
         """One client, until it leaves."""
         speaker: asyncio.Task[None] | None = None
         calls: set[asyncio.Task[None]] = set()
@@ -190,7 +199,7 @@ class Server:
                 if "stored" in line:
                     self._facts.stored(int(line["stored"]))
                 elif "call" in line:
-                    call = asyncio.create_task(self._answer(lines, line))
+                    call = asyncio.create_task(self._answer(lines, line, pid))
                     calls.add(call)
                     call.add_done_callback(calls.discard)
         except ProtocolError:
@@ -226,9 +235,11 @@ class Server:
         finally:
             self._facts.unwatch(wake)
 
-    async def _answer(self, lines: Lines, line: dict[str, Any]) -> None:
+    async def _answer(self, lines: Lines, line: dict[str, Any], pid: int) -> None:
         method = self._methods.get(str(line.get("method")))
         try:
+            if self._callers is not None and not self._callers(pid):
+                raise Denied(f"{self._facts.owner} takes no calls from process {pid}.")
             if method is None:
                 raise NotFound(f"{self._facts.owner} has no method {line.get('method')!r}.")
             answer = {"result": await method(line.get("params") or {})}
