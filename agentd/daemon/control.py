@@ -14,6 +14,7 @@ from agentd.daemon.agent import Agent
 from agentd.daemon.config import Config
 from agentd.daemon.dependencies import in_order
 from agentd.daemon.ports import Actor, Json
+from agentd.daemon.schedules import schedule_of
 from agentd.daemon.status import unit_status
 from agentd.daemon.supervisor import Supervisor, settled
 from agentd.errors import BadInput, Conflict, Denied, NoSuchUnit, NotActive, Unavailable, UnitFileError
@@ -112,6 +113,7 @@ class Controller:
         if agent.life.phase not in LIVE:
             return await self.start(unit, actor, wait)
         before = agent.life.invocation
+        self._supervisor.schedules.by_hand(agent, _asked(actor))
         self._supervisor.dependencies.restart(unit, _asked(actor))
         done = lambda: agent.life.invocation != before and self._rests(agent)  # noqa: E731
         await self._supervisor.until(done, self._patience(agent) if wait is None else wait)
@@ -326,8 +328,9 @@ class Controller:
         never_ran = old is not None and old.life.last is not None and old.life.last.cause is Cause.unstarted
         if old is not None and old.unit == unit and not (never_ran and old.life.phase is Phase.failed):
             return "unchanged"
+        runs_on = unit.agent.schedule is not None and old is not None and schedule_of(old) is not None
         self._adopt_unit(unit)
-        if old is None or old.life.phase not in LIVE:
+        if old is None or old.life.phase not in LIVE or runs_on:  # a run of a schedule is left to end
             return "started"
         return "restarted"
 
