@@ -174,6 +174,11 @@ class Schedules:
             "missed": agenda.missed,
         }
 
+    def armed(self, name: str) -> bool:
+        """Its schedule holds."""
+        agenda = self.agendas.get(name)
+        return agenda is not None and agenda.armed
+
     def laments(self, name: str) -> list[str]:
         """What a person should know of its schedule."""
         agenda = self.agendas.get(name)

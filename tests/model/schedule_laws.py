@@ -67,6 +67,7 @@ def schedule_law(module: ModuleType, world: tuple[Table, list[Turn]]) -> None:
         if turn.reboot:
             boot, now = boot + 1, replace(now, mono=50.0)
         agenda = module.here(agenda, now, f"boot {boot}")
+        assert agenda.mono <= now.mono, "a moment of another boot"
         agenda = module.Agenda.from_json(agenda.to_json())
         begins = module.begins("unit", asked, agenda)
         verdict = module.judge("unit", asked, agenda, now)

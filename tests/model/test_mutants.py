@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import Phase as Stage
 
 from agentd.model import liveness
-from tests.model import laws
+from tests.model import laws, schedule_laws
 from tests.model.mutants import MUTANTS, Mutant
 
 ROOM = Path(liveness.__file__).parent
@@ -45,6 +45,8 @@ def checks(mutant: Mutant | None, file: str) -> list[Callable[[], object]]:
         module.restart = load("restart", mutant)
         return [lambda: [laws.lifecycle_law(module, history) for history in laws.random_histories(2000)]]
     module = load(file, mutant)
+    if file == "due":
+        return [_many(schedule_laws.worlds(), lambda world: schedule_laws.schedule_law(module, world), 150)]
     if file == "liveness":
         return [_many(laws.scenes(), lambda scene: laws.liveness_law(module, scene), 1000)]
     if file == "relations":
@@ -79,7 +81,7 @@ def test_each_bug_breaks_a_law(mutant: Mutant) -> None:
     assert broken(mutant), f"no law notices that {mutant.bug}"
 
 
-@pytest.mark.parametrize("file", ["lifecycle", "liveness", "ordering", "relations", "strategy"])
+@pytest.mark.parametrize("file", ["lifecycle", "liveness", "due", "ordering", "relations", "strategy"])
 def test_the_copies_are_sound(file: str) -> None:
     """Without a bug the same examples break nothing, so it is the bug that is noticed."""
     for check in checks(None, file):

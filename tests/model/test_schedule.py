@@ -111,9 +111,9 @@ def test_short_forms(text: str) -> None:
     ("line", "said"),
     [
         ('"0 25 * * *"', "'0 25 * * *': the hour '25' is not right; it takes 0-23, such as 3 or 8-18."),
-        ('"0 3 * *"', "'0 3 * *' has 4 fields; cron has five (minute, hour, day-of-month, month, day-of-week), such as "),
+        ('"0 3 * *"', "'0 3 * *' has 4 fields; cron has five (minute, hour, day-of-month, month, day-of-week), "),
         ('"x 3 * * *"', "'x 3 * * *': the minute 'x' is not right; it takes 0-59, such as 30 or */15."),
-        ('"0 0 31 2 *"', "'0 0 31 2 *': the day-of-month '31' is not right; it takes 1-31 or L (the last), in a month "),
+        ('"0 0 31 2 *"', "'0 0 31 2 *': the day-of-month '31' is not right; it takes 1-31 or L (the last), in "),
         ('"@reboot"', "'@reboot' is none of @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually."),
         ('"every 0s"', 'every 0s is too often: a second at least, such as "every 5m".'),
         ('"every now and then"', "'now and then' is not a duration; write for example \"30s\", \"5m\" or \"500ms\"."),
