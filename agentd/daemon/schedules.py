@@ -174,10 +174,16 @@ class Schedules:
             "missed": agenda.missed,
         }
 
-    def armed(self, name: str) -> bool:
-        """Its schedule holds."""
+    def why(self, name: str) -> str | None:
+        """Why a unit that never ran does not run; None: it has no schedule."""
         agenda = self.agendas.get(name)
-        return agenda is not None and agenda.armed
+        if agenda is None:
+            return None
+        return (
+            "has not run yet: its schedule says when"
+            if agenda.armed
+            else "has not run yet, and its schedule is stopped"
+        )
 
     def laments(self, name: str) -> list[str]:
         """What a person should know of its schedule."""

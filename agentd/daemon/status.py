@@ -87,8 +87,8 @@ def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None, router:
     dependencies = supervisor.dependencies
     if agent.life.waiting or dependencies.queued(agent.name):
         return dependencies.why(agent.name)
-    if agent.life.phase is Phase.inactive and agent.life.last is None and supervisor.schedules.armed(agent.name):
-        return "has not run yet: its schedule says when"
+    if agent.life.phase is Phase.inactive and agent.life.last is None and (why := supervisor.schedules.why(agent.name)):
+        return why
     if doing is None or not agent.life.ready:
         return agent.life.reason
     again = router.get("retry")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,7 @@ def load(file: str, mutant: Mutant | None = None) -> ModuleType:
         assert source.count(mutant.old) == 1, f"{mutant.old!r} stands {source.count(mutant.old)} times in {file}.py"
         source = source.replace(mutant.old, mutant.new)
     module = ModuleType(f"agentd.model.{file}")
+    import_module(module.__name__)  # its dataclasses look for the module of their name
     exec(compile(source, f"{file}.py (mutant)", "exec"), module.__dict__)
     return module
 
