@@ -121,6 +121,7 @@ class Daemon:
         for name in waiting:
             if name in supervisor.agents and not supervisor.stopping:
                 supervisor.start(name, ASKED, turn=True)
+        supervisor.schedules.begin()
         supervisor.starting = False
 
     def go_down(self, actor: Actor) -> None:

@@ -44,6 +44,7 @@ def _facts(unit: Json, now: float) -> Iterator[tuple[str, str]]:
     for label, text in (
         ("why", line(unit.get("reason") or "")),
         ("next", figures.next_step(unit, now)),
+        ("schedule", _schedule(unit.get("schedule"))),
         ("try", figures.advice(unit)),
         ("says", line(unit.get("status") or "")),
         ("holding", _holding(unit.get("holding"), now)),
@@ -64,6 +65,15 @@ def _facts(unit: Json, now: float) -> Iterator[tuple[str, str]]:
     ):
         if text:
             yield label, text
+
+
+def _schedule(schedule: Json | None) -> str:
+    if not schedule:
+        return ""
+    counts = [("runs", "run"), ("missed", "missed"), ("skipped", "skipped")]
+    told = [f"{schedule[key]} {word}" for key, word in counts if schedule.get(key)]
+    stopped = "" if schedule["armed"] else "; stopped: agentctl start runs the unit now and takes it up again"
+    return line(schedule["text"]) + (f" ({', '.join(told)})" if told else "") + stopped
 
 
 def _holding(holding: Json | None, now: float) -> str:

@@ -64,6 +64,12 @@ def clock(at: float, now: float) -> str:
     return time.strftime("%H:%M:%S" if near else "%F %H:%M:%S", then)
 
 
+def clock_utc(at: float, now: float) -> str:
+    """The time of day in UTC, which schedules are in unless they say otherwise; with the date where it is not near."""
+    form = "%H:%M" if at % 60 < 1 else "%H:%M:%S"
+    return time.strftime(form if abs(at - now) < 86_400 else f"%F {form}", time.gmtime(at)) + " UTC"
+
+
 def size(count: float | None) -> str:
     """Bytes, or an empty string."""
     return "" if count is None else show_size(count)
@@ -114,12 +120,16 @@ def next_step(unit: Json, now: float) -> str:
         return f"a new window {ahead(unit['next'], now)}"
     if unit["state"] in ("backoff", "parked"):
         return f"next try {ahead(unit['next'], now)}"
+    if unit.get("schedule"):
+        return f"next run {ahead(unit['next'], now)}, at {clock_utc(unit['next'], now)}"
     return f"next step {ahead(unit['next'], now)}"
 
 
 def advice(unit: Json) -> str:
     """The command that a person would want next."""
     name = unit["name"]
+    if stood_down(unit):
+        return f"agentctl start {name}"
     if unit["state"] == "held":
         return f"agentctl budget raise {name} 50k"
     if unit["state"] == "failed" and (unit.get("last") or {}).get("cause") == "unstarted" and unit.get("file"):
@@ -127,6 +137,12 @@ def advice(unit: Json) -> str:
     if unit["state"] in ("failed", "parked"):
         return f"agentctl logs {name}"
     return f"agentctl status {name}" if activity_tone(unit) else ""
+
+
+def stood_down(unit: Json) -> bool:
+    """Its schedule was stopped by hand."""
+    schedule = unit.get("schedule") or {"armed": True}
+    return not schedule["armed"] and unit["state"] == "inactive"
 
 
 def warning(item: object) -> str:

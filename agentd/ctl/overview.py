@@ -109,6 +109,8 @@ def _group(units: list[Json], rows: dict[str, Row], table: Table, now: float, wi
         lines.append(table.line(rows[unit["name"]], quiet))
         if figures.troubled(unit):
             lines += _trouble(unit, now, width, table.colour)
+        elif unit.get("schedule") and unit["state"] == "inactive":
+            lines += _between_runs(unit, now, width, table.colour)
     return lines
 
 
@@ -124,6 +126,14 @@ def _trouble(unit: Json, now: float, width: int, colour: bool) -> list[str]:
     if lines and cells(lines[-1]) + 3 + len(f"try: {advice}") <= width:
         return [*lines[:-1], f"{lines[-1]}   {hint}"]
     return [*lines, f"  {hint}"]
+
+
+def _between_runs(unit: Json, now: float, width: int, colour: bool) -> list[str]:
+    """Beneath a unit with a schedule: when it runs next, or how it goes on."""
+    text = figures.next_step(unit, now)
+    if not text:
+        text = f"its schedule is stopped; try: {figures.advice(unit)}" if figures.stood_down(unit) else "no next run"
+    return [f"  {paint(part, 'dim', colour)}" for part in wrapped(text, width - 2, "")]
 
 
 def _row(unit: Json, now: float) -> Row:

@@ -84,6 +84,7 @@ def _restore(
     if degraded := blob.get("degraded"):
         supervisor.dependencies.degraded[name] = tuple(map(str, degraded))  # told already: once for each change
     agent.dump = str(blob.get("dump", ""))
+    supervisor.schedules.recall(agent, blob, supervisor.spawning.floor(name))
     _feed(supervisor, agent, process)
     tidy(supervisor, agent)
     if process is not None and process.ended is not None:

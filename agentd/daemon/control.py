@@ -138,6 +138,7 @@ class Controller:
         if agent.life.phase not in LIVE:
             return await self.start(unit, actor, wait)
         before = agent.life.invocation
+        self._supervisor.schedules.by_hand(agent, _asked(actor))
         self._supervisor.dependencies.restart(unit, _asked(actor))
         done = lambda: agent.life.invocation != before and self._rests(agent)  # noqa: E731
         await self._supervisor.until(done, self._patience(agent) if wait is None else wait)

@@ -124,13 +124,14 @@ class Dependencies:
 
     # --- what people and the daemon ask for ---------------------------------------------------------------------------
 
-    def start(self, name: str, asked: Asked, *, turn: bool = False) -> None:
-        """Start a unit and what it needs; with ``turn`` once not too many are starting."""
+    def start(self, name: str, asked: Asked, *, turn: bool = False, alone: bool = False) -> None:
+        """Start a unit and (unless ``alone``) what it needs; with ``turn`` once not too many are starting."""
         if turn and len(self._starting) >= self.limit and self._agents[name].life.phase not in LIVE:
             self._asked[name] = asked
             return
         self._asked.pop(name, None)
-        self._start_needed(name, asked)
+        if not alone:
+            self._start_needed(name, asked)
         self._tell_waits(self._agents[name])
         self._agents[name].post(Start(asked.actor, asked.reason, asked.correlation))
 

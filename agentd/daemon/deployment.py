@@ -16,6 +16,7 @@ from agentd.daemon import unitfiles
 from agentd.daemon.config import Config
 from agentd.daemon.instances import unknown
 from agentd.daemon.ports import Json
+from agentd.daemon.schedules import schedule_of
 from agentd.daemon.supervisor import Supervisor
 from agentd.errors import UnitFileError
 from agentd.model import fileset
@@ -150,11 +151,14 @@ class Deployment:
         never_ran = old is not None and old.life.last is not None and old.life.last.cause is Cause.unstarted
         refused = old is not None and never_ran and old.life.phase is Phase.failed
         same = old is not None and old.unit is not None and old.unit.means_the_same(unit)
+        runs_on = unit.agent.schedule is not None and old is not None and schedule_of(old) is not None
         if old is None or old.unit != unit:
             self.adopt(unit)
         if (same and not refused) or (old is None and unit.name in supervisor.instances.resting):
             return "unchanged"
-        return "started" if old is None or old.life.phase not in LIVE else "restarted"
+        if old is None or old.life.phase not in LIVE or runs_on:  # a run of a schedule is left to end
+            return "started"
+        return "restarted"
 
     def adopt(self, unit: Unit) -> None:
         """Supervise this unit from now on, or by this definition; it is not started."""

@@ -47,6 +47,19 @@ UNIT_NUMBERS: tuple[tuple[str, type[Metric], str, str], ...] = (
     ("agentd_heartbeat_age_seconds", GaugeMetricFamily, "beat_age", "Time since the last heartbeat."),
 )
 """Name, kind, key of UnitStatus and help of the plain numbers."""
+SCHEDULE_NUMBERS: tuple[tuple[str, type[Metric], str, str], ...] = (
+    ("agentd_schedule_next_time_seconds", GaugeMetricFamily, "next", "When the next scheduled run begins, unix time."),
+    ("agentd_schedule_runs_total", CounterMetricFamily, "runs", "Runs that were started by the schedule."),
+    ("agentd_schedule_missed_total", CounterMetricFamily, "missed", "Runs whose time went by unserved."),
+    (
+        "agentd_schedule_skipped_total",
+        CounterMetricFamily,
+        "skipped",
+        "Due runs that found the one before not over.",
+    ),
+    ("agentd_schedule_skipped_in_a_row", GaugeMetricFamily, "skipped_in_a_row", "Of these, since the last start."),
+)
+"""The same of ``schedule`` in UnitStatus."""
 
 
 def render(status: Json, owners: Mapping[str, Json | None]) -> bytes:
@@ -121,6 +134,13 @@ def _units(units: Iterable[Json]) -> Iterator[Metric]:
         for unit in units:
             if _is_number(unit.get(key)):
                 family.add_metric([str(unit["name"])], unit[key])  # type: ignore[attr-defined]
+        yield family
+    scheduled = [unit for unit in units if unit.get("schedule")]
+    for metric, kind, key, text in SCHEDULE_NUMBERS if scheduled else ():
+        family = kind(metric, text, labels=["unit"])  # type: ignore[call-arg]
+        for unit in scheduled:
+            if _is_number(unit["schedule"].get(key)):
+                family.add_metric([str(unit["name"])], unit["schedule"][key])  # type: ignore[attr-defined]
         yield family
 
 

@@ -29,6 +29,7 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
     life, unit = agent.life, agent.unit
     router, gateway = supervisor.links.of(agent.name)
     doing = supervisor.watch.verdict(agent) if unit is not None else None
+    schedule = supervisor.schedules.status(agent)
     return {
         "name": agent.name,
         "system": unit is None,
@@ -46,7 +47,8 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
         "failures": len(life.failures),
         "last": _ending(life.last),
         "reason": _reason(supervisor, agent, doing, router),
-        "next": wall(life.deadline) if life.phase in (Phase.backoff, Phase.parked) else _rolls(agent, gateway),
+        "next": _next(agent, gateway, schedule),
+        "schedule": schedule,
         "ready": life.ready,
         "beat_age": None if life.beat is None else round(time.monotonic() - life.beat, 3),
         "status": supervisor.statuses.get(agent.name, ""),
@@ -70,6 +72,7 @@ def unit_status(supervisor: Supervisor, agent: Agent) -> Json:
             *([agent.unkept] if agent.unkept else []),
             *_unstored(supervisor.stores.get(agent.name)),
             *supervisor.dependencies.laments(agent.name),
+            *supervisor.schedules.laments(agent.name),
         ],
     }
 
@@ -89,6 +92,8 @@ def _reason(supervisor: Supervisor, agent: Agent, doing: Verdict | None, router:
     dependencies = supervisor.dependencies
     if agent.life.waiting or dependencies.queued(agent.name):
         return dependencies.why(agent.name)
+    if agent.life.phase is Phase.inactive and agent.life.last is None and (why := supervisor.schedules.why(agent.name)):
+        return why
     if doing is None or not agent.life.ready:
         return agent.life.reason
     again = router.get("retry")
@@ -152,6 +157,15 @@ def _tokens(gateway: Json) -> Json | None:
     if "used" not in gateway:
         return None
     return {key: gateway.get(key) for key in ("used", "held", "limit", "window", "resets_at")}
+
+
+def _next(agent: Agent, gateway: Json, schedule: Json | None) -> float | None:
+    """When something happens by itself."""
+    if agent.life.phase in (Phase.backoff, Phase.parked):
+        return wall(agent.life.deadline)
+    if schedule is not None and agent.life.phase in (Phase.inactive, Phase.failed):
+        return None if agent.life.waiting else schedule["next"]
+    return _rolls(agent, gateway)
 
 
 def _rolls(agent: Agent, gateway: Json) -> float | None:

@@ -24,6 +24,7 @@ from agentd.daemon.dependencies import Dependencies, Stopping
 from agentd.daemon.instances import Instances, unknown
 from agentd.daemon.links import Links, conclusions
 from agentd.daemon.offspring import Offspring
+from agentd.daemon.schedules import Schedules, schedule_of
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
 from agentd.daemon.watch import Watch
@@ -80,8 +81,10 @@ class Supervisor:
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
         self.dependencies = Dependencies(self.agents, self, limit=spawning.config.fleet.parallel_starts)
-        self.offspring = Offspring(self, memory.load())
+        remembered = memory.load()
+        self.offspring = Offspring(self, remembered)
         self.watch = Watch(self.links, self.guard, spawning.probe, Commands(self).ask)
+        self.schedules = Schedules(self.agents, self, remembered)
         self.stopping = False
         self.starting = True
         self.on_defect: Callable[[BaseException], None] = _raise
@@ -99,7 +102,7 @@ class Supervisor:
         self._starts, self._restarts = asyncio.Semaphore(SPAWNS_AT_ONCE), asyncio.Semaphore(SPAWNS_AT_ONCE)
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._saved: dict[str, tuple[str | None, bool]] = {}
+        self._saved: dict[str, tuple[str | None, bool, int]] = {}
         self._untold: dict[str, Agent] = {}
         """Those whose blob with the keeper is of yesterday."""
         self._log = logger()
@@ -121,6 +124,7 @@ class Supervisor:
         self.agents[name] = agent
         if unit is not None:
             self.dependencies.put(unit)
+            self.schedules.put(agent)
         self._tell(agent)
         agent.arm()
         return agent
@@ -140,9 +144,11 @@ class Supervisor:
     def change(self, unit: Unit) -> Agent:
         """Give an agent a new unit; it holds from its next start."""
         agent = self.agents[unit.name]
+        before = schedule_of(agent)
         agent.unit = unit
         agent.policy = Policy.of(unit)
         self.dependencies.put(unit)
+        self.schedules.put(agent, before)
         self._tell(agent)
         return agent
 
@@ -151,6 +157,7 @@ class Supervisor:
         if (agent := self.agents.pop(name, None)) is None:
             return  # a child, whose end was its end
         self.dependencies.drop(name)
+        self.schedules.drop(name)
         self.facts.drop(f"unit/{name}")
         self.watch.drop(agent)
         self.spawning.floors[name] = agent.life.floor
@@ -171,9 +178,19 @@ class Supervisor:
     # --- starting and stopping ----------------------------------------------------------------------------------------
 
     def start(self, name: str, asked: Asked, *, turn: bool = False) -> None:
-        """Start a unit and what it needs, once all that it comes after is ready; with ``turn`` when it is its turn."""
-        self.get(name)
+        """Start a unit and what it needs, once all that it comes after is ready; with ``turn`` when it is its turn, and
+        a unit that has a schedule when that says so."""
+        agent = self.get(name)
+        if turn and schedule_of(agent) is not None:
+            self.schedules.enlist(agent, asked)
+            return
+        self.schedules.by_hand(agent, asked)
         self.dependencies.start(name, asked, turn=turn)
+        self._wake()
+
+    def start_alone(self, name: str, asked: Asked) -> None:
+        """Start a unit, but nothing that it needs: what an operator stopped is not brought back by automation."""
+        self.dependencies.start(name, asked, alone=True)
         self._wake()
 
     def stop(self, name: str, asked: Asked) -> float:
@@ -181,6 +198,9 @@ class Supervisor:
         self.get(name)
         self.dependencies.cancel(name)
         order = Stopping.of(name, asked, self.dependencies.relations)
+        for one in order.events:
+            if one in self.agents:
+                self.schedules.stop(self.agents[one], order.events[one])
         if len(order.generations) == 1:
             self.agents[name].post(order.events[name])
         else:
@@ -250,6 +270,7 @@ class Supervisor:
         """Stop supervising; the processes go on."""
         await self.links.close()
         await self.watch.close()
+        self.schedules.close()
         for agent in self.agents.values():
             await agent.close()
         for task in self._tasks:
@@ -266,11 +287,17 @@ class Supervisor:
     def changed(self, agent: Agent, before: Life) -> None:
         """Remember and tell, before any effect is executed."""
         life = agent.life
-        if (life.floor, life.wanted) != self._saved.get(agent.name):
+        if (life.floor, life.wanted, self.schedules.serial(agent.name)) != self._saved.get(agent.name):
             self._remember(agent)
         self.send_blob(agent)
         self._tell(agent)
         reports.tidy(self, agent)
+        self._wake()
+
+    def keep(self, agent: Agent) -> None:
+        """Remember what is known of a unit, though its life did not change."""
+        self._remember(agent)
+        self.send_blob(agent)
         self._wake()
 
     def passed(self, agent: Agent, before: Life) -> None:
@@ -441,6 +468,8 @@ class Supervisor:
             if agent is None or agent.unit is None:
                 continue
             for event in conclusions(agent.unit, agent.life, self.links.of(name)[1]):
+                if isinstance(event, Stop):
+                    self.schedules.stop(agent, event)
                 agent.post(event)
             self.watch.judge(agent)
         self._wake()
@@ -467,9 +496,10 @@ class Supervisor:
             self.facts.set(f"unit/{agent.name}", fact)
 
     def _remember(self, agent: Agent) -> None:
-        self._saved[agent.name] = (agent.life.floor, agent.life.wanted)
+        self._saved[agent.name] = (agent.life.floor, agent.life.wanted, self.schedules.serial(agent.name))
+        memo = self.schedules.memo(agent.name)
         try:
-            self._memory.save(agent.name, {"floor": agent.life.floor, "wanted": agent.life.wanted})
+            self._memory.save(agent.name, {"floor": agent.life.floor, "wanted": agent.life.wanted, **memo})
             self._unsent.discard(agent.name)
         except AgentdError as error:
             self._unsent.add(agent.name)  # the keeper's blob must carry it before the spawn
@@ -490,6 +520,7 @@ class Supervisor:
             "degraded": list(self.dependencies.degraded.get(agent.name, ())),
             "dump": agent.dump,
             **self.offspring.blob(agent.name),
+            **self.schedules.memo(agent.name),
         }
 
     def remember(self, name: str, blob: Json) -> None:

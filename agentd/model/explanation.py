@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from agentd.model import quantity
 from agentd.model.probe import probe_table
+from agentd.model.schedule import schedule_table
 from agentd.model.section import Section
 from agentd.model.unit import PLANNED, SECTIONS, Unit
 
@@ -134,6 +135,7 @@ def _kind(field: FieldInfo) -> str:
         quantity.cpu: "CPUs",
         quantity.token_allowance: "tokens per window",
         probe_table: "text, list or table",
+        schedule_table: "text or table",
     }
     text = str(field.annotation)
     amount = _amount(field)

@@ -236,7 +236,7 @@ class Policy:
         """The policy that a unit file asks for."""
         return cls(
             type=unit.agent.type,
-            restart=unit.restart.policy,
+            restart=_restarted(unit),
             delay=unit.restart.delay,
             max_delay=unit.restart.max_delay,
             burst=unit.restart.burst,
@@ -276,6 +276,12 @@ class Policy:
             eager=False,
             jitter=False,
         )
+
+
+def _restarted(unit: Unit) -> Literal["always", "on-failure", "never"]:
+    """A run of a schedule is over when it ends: what is always there has no schedule."""
+    scheduled = unit.agent.schedule is not None and unit.restart.policy == "always"
+    return "never" if scheduled else unit.restart.policy
 
 
 def _status(word: int | str) -> int:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from agentd.model import quantity
 from agentd.model.grant import Grant
 from agentd.model.probe import Probe, probe_table
+from agentd.model.schedule import Schedule, schedule_table
 from agentd.model.section import Section
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}(@[a-z0-9][a-z0-9_-]{0,62})?")
@@ -88,6 +89,17 @@ class Agent(Section):
         "as much as the unit. Tokens of those that ended count until the window is over. A child has no right that its "
         "parent has not, and ends when the parent's process does: a successor does not know what it was for. "
         "Default: it may not spawn.",
+    )
+    schedule: Annotated[Schedule, BeforeValidator(schedule_table)] | None = Field(
+        None,
+        description='Runs it at these times instead of with the fleet. "every 5m" counts from the last start; cron has '
+        'five fields, "0 3 * * 1-5", or is "@daily"; or a table { cron = "0 3 * * *", timezone = "Europe/Berlin", '
+        'jitter = "30s", missed = "skip" }. The time zone is UTC if none is named; jitter delays each run by up to '
+        "that much. What was missed while agentd or the host was down, or the clock jumped over it, is run once "
+        "(missed = once) or not at all (skip). A run is over when the program exits, whatever the type; only "
+        "restart.policy on-failure tries a failed one again. A run that is due while the last one is not over is "
+        "skipped and counted. agentctl start runs it now; agentctl stop ends the run, and the schedule too, until "
+        "the next agentctl start.",
     )
 
     @field_validator("stop_signal")
@@ -271,7 +283,7 @@ class Unit(Section):
 SECTIONS: tuple[str, ...] = ("agent", "restart", "liveness", "limits", "isolation", "bus", "budget", "llm")
 
 PLANNED: dict[str, tuple[str, ...]] = {
-    "agent": ("entry", "preload", "capabilities", "tier", "schedule"),
+    "agent": ("entry", "preload", "capabilities", "tier"),
     "liveness": ("respond_within",),
     "recycle": ("after_tasks", "after_memory", "after_age"),
     "limits": ("memory_warn",),

@@ -56,6 +56,7 @@ def verify(
         findings += _name(name)
         findings += _restart(name, unit)
         findings += _times(name, unit)
+        findings += _schedule(name, unit)
         findings += _bus(name, unit, fleet)
         for relation in RELATIONS:
             findings += _related(name, relation, getattr(unit.agent, relation), fleet)
@@ -94,6 +95,18 @@ def _restart(name: str, unit: Unit) -> Iterator[Finding]:
         yield Finding(
             name, "[restart] healthy_after", message, 'Set healthy_after = "10s", or leave it out.', "warning"
         )
+
+
+def _schedule(name: str, unit: Unit) -> Iterator[Finding]:
+    schedule = unit.agent.schedule
+    if schedule is None:
+        return
+    if unit.restart.policy == "always" and "policy" in unit.restart.model_fields_set:
+        message = 'policy = "always" with a schedule: a run would never be over. Refusing.'
+        yield Finding(name, "[restart] policy", message, 'Set policy = "on-failure" or "never", or leave it out.')
+    if schedule.every is not None and schedule.jitter > schedule.every:
+        message = f"jitter = {show(schedule.jitter)} is longer than every = {show(schedule.every)}, which bounds it."
+        yield Finding(name, "[agent] schedule", message, "Set jitter to at most every.", "warning")
 
 
 def _times(name: str, unit: Unit) -> Iterator[Finding]:
@@ -145,6 +158,9 @@ def _related(name: str, relation: str, others: Collection[str], fleet: _Fleet) -
         elif other not in fleet.units:
             message = f"{other!r} is {fleet.what(other)}: it could never be ready. Refusing."
             yield Finding(name, key, message, fleet.hint(other))
+        elif fleet.units[other].agent.schedule is not None:
+            message = f"{other} has a schedule: between two runs it is not there, so it cannot be waited for. Refusing."
+            yield Finding(name, key, message, f"Remove {other} from {relation}, or take its schedule away.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import Phase as Stage
 
 from agentd.model import liveness
-from tests.model import laws
+from tests.model import laws, schedule_laws
 from tests.model.mutants import MUTANTS, Mutant
 
 ROOM = Path(liveness.__file__).parent
@@ -34,6 +35,7 @@ def load(file: str, mutant: Mutant | None = None) -> ModuleType:
         assert source.count(mutant.old) == 1, f"{mutant.old!r} stands {source.count(mutant.old)} times in {file}.py"
         source = source.replace(mutant.old, mutant.new)
     module = ModuleType(f"agentd.model.{file}")
+    import_module(module.__name__)  # its dataclasses look for the module of their name
     exec(compile(source, f"{file}.py (mutant)", "exec"), module.__dict__)
     return module
 
@@ -45,6 +47,8 @@ def checks(mutant: Mutant | None, file: str) -> list[Callable[[], object]]:
         module.restart = load("restart", mutant)
         return [lambda: [laws.lifecycle_law(module, history) for history in laws.random_histories(2000)]]
     module = load(file, mutant)
+    if file == "due":
+        return [_many(schedule_laws.worlds(), lambda world: schedule_laws.schedule_law(module, world), 150)]
     if file == "liveness":
         return [_many(laws.scenes(), lambda scene: laws.liveness_law(module, scene), 1000)]
     if file == "relations":
@@ -79,7 +83,7 @@ def test_each_bug_breaks_a_law(mutant: Mutant) -> None:
     assert broken(mutant), f"no law notices that {mutant.bug}"
 
 
-@pytest.mark.parametrize("file", ["lifecycle", "liveness", "ordering", "relations", "strategy"])
+@pytest.mark.parametrize("file", ["lifecycle", "liveness", "due", "ordering", "relations", "strategy"])
 def test_the_copies_are_sound(file: str) -> None:
     """Without a bug the same examples break nothing, so it is the bug that is noticed."""
     for check in checks(None, file):
