@@ -80,10 +80,11 @@ class House:
         fleet = self.fleet
         if moment == "I":
             return fleet.wait(name, state="running", ready=True, activity="idle", holding=None)
-        calls = len(self.provider.calls.get(name, ()))
+        calls, begun = len(self.provider.calls.get(name, ())), len(self.remembered(name, "attempts"))
         fleet.wait(name, state="running", ready=True)
         body = {"model": MODELS.get(moment), **data}
         fleet.post("/v1/send", {"to": name, "kind": BUSY[moment], "data": body})
+        wait_until(lambda: len(self.remembered(name, "attempts")) > begun, 10, f"{name} has begun")
         if moment == "M":
             return fleet.wait(name, activity="working", holding={"kind": "hold"})
         call = self.provider.call(name, calls)
