@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -164,9 +166,6 @@ class Apart(Fleet):
     """A fleet as under systemd: the keeper is a service of its own, without a slot, so it restarts no daemon."""
 
     def start(self, *, settle: bool = True) -> Fleet:
-        import subprocess
-        import sys
-
         self.runtime.mkdir(mode=0o711, exist_ok=True)
         self.state.mkdir(mode=0o711, exist_ok=True)
         argv = [sys.executable, "-m", "agentd.keeper.main", "--runtime", str(self.runtime)]
@@ -180,9 +179,6 @@ class Apart(Fleet):
 
     def start_daemon(self) -> None:
         """What systemctl start agentd does."""
-        import subprocess
-        import sys
-
         argv = [sys.executable, "-m", "agentd.main", "--config", str(self.config)]
         argv += ["--units", str(self.units), "--state", str(self.state), "--runtime", str(self.runtime)]
         with open(self.log, "ab") as log:
@@ -190,13 +186,13 @@ class Apart(Fleet):
         wait_until(lambda: self.answers() or self.daemon.poll() is not None, 20)
         assert self.daemon.poll() is None, self.tail()
 
-    def stop(self) -> None:
-        """Ctrl-C to the keeper; the daemon that stops all in order is reaped too."""
-        try:
-            super().stop()
-        finally:
-            if self.daemon.poll() is None and not self.answers():
-                self.daemon.wait(10)
+    def _pids(self) -> list[int]:
+        return [pid for pid in super()._pids() if pid != self.daemon.pid]
+
+    def left_over(self) -> list[str]:
+        """The daemon is a child of ours: reaped first. It has stopped everything, and ends by itself."""
+        self.daemon.wait(10)
+        return super().left_over()
 
 
 @contextmanager

@@ -34,5 +34,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             time.sleep(0.01)
 while not os.path.exists(f"{HOME}/leave"):
     time.sleep(0.01)
-with open(f"{HOME}/leave") as status:
-    sys.exit(int(status.read() or "0"))
+with open(f"{HOME}/leave") as file:
+    status = int(file.read())
+os.unlink(f"{HOME}/leave")  # its successor stays
+sys.exit(status)

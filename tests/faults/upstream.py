@@ -35,6 +35,8 @@ class Upstream:
         self.calls: dict[str, list[Call]] = {}
         self.url = ""
         self.pace = STEP
+        self.costs: dict[str, int] = {}
+        """What an answer to this unit costs, in tokens; else as much as was said."""
 
     def call(self, unit: str, number: int = 0, timeout: float = 10) -> Call:
         """A call of this unit, once it is there."""
@@ -56,7 +58,8 @@ class Upstream:
         size = int(handler.headers["Content-Length"])
         asked = json.loads(handler.rfile.read(size))
         call = Call()
-        self.calls.setdefault(asked["messages"][-1]["content"], []).append(call)
+        unit = asked["messages"][-1]["content"]
+        self.calls.setdefault(unit, []).append(call)
         slow = asked["model"] == "slow"
         if not slow:
             call.finish.wait(60)
@@ -66,7 +69,7 @@ class Upstream:
             handler.end_headers()
             while slow and not call.finish.wait(self.pace):
                 self._say(handler, call, f"{len(call.said)},")
-            self._say(handler, call, "end", {"prompt_tokens": 5, "completion_tokens": len(call.said)})
+            self._say(handler, call, "end", {"prompt_tokens": 5, "completion_tokens": self.costs.get(unit, len(call.said))})
             handler.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             call.gone.set()
