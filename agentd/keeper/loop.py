@@ -115,7 +115,9 @@ class Loop:
         self._epoll.close()
 
     def _turn(self) -> None:
-        ready = [(self._watches[fd], mask) for fd, mask in self._epoll.poll(self._timeout()) if fd in self._watches]
+        # Stopped and continued, the wait for a timer returns nothing though sockets are full: they come before timers.
+        events = self._epoll.poll(self._timeout()) or self._epoll.poll(0)
+        ready = [(self._watches[fd], mask) for fd, mask in events if fd in self._watches]
         for watch, mask in ready:
             if watch.live and not watch.bulk:
                 _guarded(watch.action, mask)
