@@ -78,6 +78,7 @@ class Daemon:
         loaded = unitfiles.load(self._config.units)
         self._controller.take(loaded)
         self._new = restore(self._supervisor, loaded.units)
+        self._supervisor.background(self._supervisor.say_alive(READY_WITHIN))
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
         text = f"agentd {__version__} came up as pid {os.getpid()}; {living} processes were running"
         self._supervisor.record({"kind": "daemon.started", "actor": "agentd", "reason": text})
@@ -174,6 +175,7 @@ class Daemon:
         self._looking = False
         self._supervisor.keeper = keeper
         keeper.on_lost = self.lost
+        self._supervisor.background(self._supervisor.say_alive())
         resync(self._supervisor)
         keeper.on_event = self.hear
         for event in early:

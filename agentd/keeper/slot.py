@@ -20,6 +20,8 @@ HEALTHY = 1.0
 """Seconds: a daemon that lived so long is restarted at once."""
 FIRST_DELAY = 0.1
 LAST_DELAY = 2.0
+STARTS_WITHIN = 30.0
+"""Seconds from its start until a daemon must have been heard, where the one before it said that it lives."""
 BAD_INPUT = 2
 """Exit status of a daemon that could not read what a person wrote: it would be the same again."""
 
@@ -36,6 +38,8 @@ class Slot:
         self.changed: Callable[[], None] = lambda: None
         """Called when the daemon is another process: whoever comes after us is to know."""
         self.start_time = 0
+        self.within = 0.0
+        """Seconds between two signs of life that the daemon said last; 0: none ever did, and none is expected."""
         self._pidfd = -1
         """Of a daemon that is not our child."""
         self._loop, self._fleet, self._argv, self._env = loop, fleet, list(argv), env
@@ -57,25 +61,30 @@ class Slot:
         row = read_stat(self.pid)
         self.start_time = row.start_time if row else 0
         self._fleet.strangers[self.pid] = self._exited
+        self._expect(STARTS_WITHIN)
         self.changed()
 
-    def adopt(self, pid: int, start_time: int) -> bool:
+    def adopt(self, pid: int, start_time: int, within: float = 0.0) -> bool:
         """Make the daemon of an earlier keeper ours, if that very process lives: there is never a second one."""
+        self.within = within
         self._pidfd = pidfd.opened(pid, start_time)
         if self._pidfd < 0:
             return False
         self.pid, self.start_time, self.greeted = pid, start_time, True
         self._started = time.monotonic()
         self._loop.watch(self._pidfd, lambda _: self._departed())
+        self.reconnects()
         return True
 
-    def resume(self, pid: int, start_time: int, greeted: bool) -> None:
+    def resume(self, pid: int, start_time: int, greeted: bool, within: float = 0.0) -> None:
         """Go on with a daemon that was ours before an exec in place."""
+        self.within = within
         if os.getpid() != (row.parent if (row := read_stat(pid)) else 0):
-            if not self.adopt(pid, start_time):
+            if not self.adopt(pid, start_time, within):
                 self.start()
             return
         self.pid, self.start_time, self.greeted, self._started = pid, start_time, greeted, time.monotonic()
+        self.reconnects()
         self._fleet.strangers[pid] = self._exited
 
     def signal(self, number: int) -> None:
@@ -96,14 +105,21 @@ class Slot:
 
     def alive(self, within: float) -> None:
         """The daemon says that its supervision turns, and will say so again in this many seconds: else it is killed."""
-        self.unwatch()
-        self._watchdog = self._loop.after(within, lambda: self._silent(within))
+        new, self.within = self.within != within, within
+        self._expect(within)
+        if new:
+            self.changed()
 
-    def unwatch(self) -> None:
-        """Expect nothing any more, until it says so again: its connection went away, or it did."""
+    def reconnects(self) -> None:
+        """Its connection is gone, or another. One that said that it lives has as long again to say so there."""
+        self._expect(self.within)
+
+    def _expect(self, within: float) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
+        if self.within and self.pid is not None:
+            self._watchdog = self._loop.after(within, lambda: self._silent(within))
 
     def _silent(self, within: float) -> None:
         say(f"the daemon has not been heard for {within:g} s; killing it")
@@ -135,7 +151,7 @@ class Slot:
 
     def _exited(self, code: int) -> None:
         self.pid = None
-        self.unwatch()
+        self._expect(0)
         hopeless = code == BAD_INPUT and not self.greeted and not self._fleet.lives
         if not self.wanted or hopeless:
             self.wanted = False
