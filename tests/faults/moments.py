@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,15 @@ class Apart(Fleet):
 
 
 @contextmanager
-def house(units: Mapping[str, str], config: str = "", kind: type[Fleet] = Fleet) -> Iterator[House]:
-    """A running fleet with these units. Leaving the block stops it, and fails if it left anything behind."""
+def house(
+    units: Mapping[str, str],
+    kind: type[Fleet] = Fleet,
+    ground: Callable[[Path], AbstractContextManager[object]] | None = None,
+) -> Iterator[House]:
+    """A running fleet with these units. Leaving the block stops it, and fails if it left anything behind.
+
+    ``ground`` prepares its directory before the start, and clears it after the end.
+    """
     base = Path(tempfile.mkdtemp(prefix="ad", dir="/tmp"))
     base.chmod(0o711)
     try:
@@ -207,16 +214,17 @@ def house(units: Mapping[str, str], config: str = "", kind: type[Fleet] = Fleet)
         texts = {name: text.replace("{BASE}", str(base)) for name, text in units.items()}
         with upstream() as provider:
             models = f'[[upstream]]\nname = "m"\ndialect = "openai"\nbase_url = "{provider.url}"\nmodels = ["slow", "late"]'
-            running = kind(base, texts, f"{CONFIG}{models}\n{config}")
+            running = kind(base, texts, f"{CONFIG}{models}\n")
             share_stage(running)
-            try:
-                running.start(settle=False)
-                made = House(running, provider)
-                calm(made)
-                yield made
-            finally:
-                provider.end()
-                running.stop()
+            with ground(base) if ground is not None else nullcontext():
+                try:
+                    running.start(settle=False)
+                    made = House(running, provider)
+                    calm(made)
+                    yield made
+                finally:
+                    provider.end()
+                    running.stop()
     finally:
         shutil.rmtree(base)
 

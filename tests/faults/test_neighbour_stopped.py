@@ -33,6 +33,8 @@ class Struck:
     """The longest answer of the control API meanwhile, in seconds."""
     restarted: dict[str, float]
     """Seconds that the restart of a killed unit took meanwhile."""
+    begun: dict[str, float]
+    """Seconds that a unit took which nobody had met before."""
     ends: dict[str, Json]
 
 
@@ -58,6 +60,9 @@ def strike(at: House, victim: str, seen: Struck) -> None:
         wait_until(lambda: f.answers() and f.status()["agentd"]["pid"] != old, 15)
         f.wait(f"killed-{victim}", state="running", restarts=1)
     else:
+        body = {"name": f"new-{victim}", "unit": {"agent": {"exec": ["sleep", "1000"]}}}
+        assert f.post("/v1/run", body)["state"] == "running"
+        seen.begun[victim] = time.monotonic() - began
         while not gone(old):
             asked = time.monotonic()
             back = f.unit(f"killed-{victim}")
@@ -76,24 +81,27 @@ def strike(at: House, victim: str, seen: Struck) -> None:
 def struck(at: House) -> Struck:
     before = {moment.lower(): at.bring(moment.lower(), moment) for moment in "IMSH"}
     before |= {"young": at.starting("young"), "deaf": at.stopping("deaf")}
-    return Struck(before, {}, {}, {}, {})
+    seen = Struck(before, {}, {}, {}, {}, {})
+    for victim in VICTIMS:
+        strike(at, victim, seen)
+    return seen
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.cell("unit", "I")
 def test_it_is_found_and_replaced_and_nobody_waits_for_it(at: House, struck: Struck, victim: str) -> None:
-    """Within 3 s. The control API answers, and a unit that dies meanwhile is back, as if nothing was."""
-    strike(at, victim, struck)
+    """Within 3 s. The control API answers, a unit that dies meanwhile is back, and a new one is started."""
     assert struck.found[victim] < FOUND
     if victim != "daemon":
         assert struck.slowest[victim] < 0.5
         assert struck.restarted[victim] < 1.5
+        assert struck.begun[victim] < 2.0
         assert struck.ends[victim]["cause"] == "hung"
 
 
 @each("IM", message="M")
 def test_untouched(at: House, struck: Struck, moment: str) -> None:
-    """Under all four: the same process, and its message is done once."""
+    """Under all four, one after the other: the same process, and its message is done once."""
     name = moment.lower()
     at.untouched(name, struck.before[name])
     at.finish(name, moment)
