@@ -62,7 +62,7 @@ LATE = 0.25
 """Seconds that a timer may be late. By more, and the daemon itself stood still (stopped, or starved of the processor):
 what happened meanwhile waits in its sockets, and timers come before them."""
 HEARING = 0.5
-"""Seconds for hearing what was said while the daemon stood still, before anything is judged by what was known before."""
+"""Seconds for hearing what was said while the daemon stood still, before anything is judged by what was known."""
 
 _PASSING = frozenset({11, 12, 16, 23, 24, 28, 98, 110, 122})
 """EAGAIN, ENOMEM, EBUSY, ENFILE, EMFILE, ENOSPC, EADDRINUSE, ETIMEDOUT, EDQUOT: the same plan may work later."""

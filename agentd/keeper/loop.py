@@ -74,6 +74,17 @@ class Loop:
         """Change what fd is watched for."""
         self._epoll.modify(fd, mask)
 
+    def rest(self, fd: int, seconds: float) -> None:
+        """Leave fd alone for so long, whatever comes: who fills it waits meanwhile."""
+        watch = self._watches[fd]
+        self._epoll.modify(fd, 0)
+
+        def go_on() -> None:
+            if watch.live:
+                self._epoll.modify(fd, EPOLLIN)
+
+        self.after(seconds, go_on)
+
     def unwatch(self, fd: int) -> None:
         """Stop watching fd, before it is closed; nothing happens if it is not watched."""
         watch = self._watches.pop(fd, None)

@@ -17,7 +17,7 @@ from typing import Any
 from agentd.keeper import cgroup, pidfd, process, record
 from agentd.keeper.listener import ListenerSocket
 from agentd.keeper.loop import Loop, Timer, say
-from agentd.keeper.notify import NotifySocket, Stamps
+from agentd.keeper.notify import FLOOD_GAP, NotifySocket, Stamps
 from agentd.keeper.output import Losses, OutputPipe
 from agentd.keeper.plan import Process, SpawnPlan
 from agentd.keeper.process import Child, StepFailed
@@ -434,7 +434,9 @@ class Unit:
 
     def _heard(self) -> None:
         assert self._notify is not None
-        self._notify.drain(self.stamps if self.alive else None)
+        count = self._notify.drain(self.stamps if self.alive else None)
+        if self._notify.flooded(count, time.monotonic()):
+            self._loop.rest(self._notify.fileno(), FLOOD_GAP)
         self._tell()
 
     def _tell(self) -> None:

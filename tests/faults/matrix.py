@@ -29,7 +29,12 @@ class Row:
 
 
 ROWS = (
-    Row("test_agent_killed", "agent kill -9", "IMSHP", "restarted at once (P: start counted once); whole tree gone first"),
+    Row(
+        "test_agent_killed",
+        "agent kill -9",
+        "IMSHP",
+        "restarted at once (P: start counted once); whole tree gone first",
+    ),
     Row("test_agent_stopped", "agent stopped by our SIGTERM", "IMSHP", "clean stop, no failure counted"),
     Row("test_agent_left", "agent exits 0 unasked while it holds a message", "MSH", "by policy"),
     Row("test_agent_stands_still", "agent SIGSTOP or busy loop", "IMSHP", "hung within its limit; on_hang done"),
@@ -45,7 +50,12 @@ ROWS = (
         "IMSHP",
         "untouched; watchdog, restart counters, held, timers go on; deaths meanwhile handled with their status",
     ),
-    Row("test_daemon_absent", "daemon absent (not running, SIGSTOP)", "IMSHP", "keeps working; deaths wait for the daemon"),
+    Row(
+        "test_daemon_absent",
+        "daemon absent (not running, SIGSTOP)",
+        "IMSHP",
+        "keeps working; deaths wait for the daemon",
+    ),
     Row(
         "test_keeper_killed",
         "keeper kill -9",
@@ -62,6 +72,22 @@ ROWS = (
     ),
 )
 
+BAD_INPUT = (
+    "notify flood",
+    "garbage",
+    "1 MB in one datagram",
+    "exits before exec",
+    "exits during start",
+    "exits while stopping",
+    "ignores SIGTERM",
+    "unreachable interpreter, cwd or file",
+    "pid reuse",
+    "two daemons",
+    "two keepers",
+    "keeper of another version",
+)
+"""What children, and those who start us, may do wrong; a test with the marker ``bad_input`` proves each harmless."""
+
 Cell = tuple[str, str, str]
 """File, column, moment."""
 
@@ -72,14 +98,24 @@ def missing(proven: dict[Cell, list[str]]) -> list[Cell]:
     return [cell for cell in wanted if not proven.get(cell)]
 
 
-def listing(proven: dict[Cell, list[str]]) -> str:
-    """MATRIX.md: a section for each row, a line for each cell that is proven."""
+def listing(proven: dict[Cell, list[str]], bad: dict[str, list[str]]) -> str:
+    """MATRIX.md: a section for each row, a line for each cell that is proven; then bad input."""
     lines = ["# The fault matrix, as tests prove it", "", "Made by `test_matrix.py` from the tests' markers."]
     lines += ["", *(f"- **{letter}**: {text}" for letter, text in MOMENTS.items())]
     for row in ROWS:
-        lines += ["", f"## {row.fault}", "", f"Unit: {row.promise}. `{row.file}.py`", "", "| cell | tests |", "|---|---|"]
+        lines += [
+            "",
+            f"## {row.fault}",
+            "",
+            f"Unit: {row.promise}. `{row.file}.py`",
+            "",
+            "| cell | tests |",
+            "|---|---|",
+        ]
         for column in COLUMNS:
             for moment in MOMENTS:
                 if tests := proven.get((row.file, column, moment)):
                     lines.append(f"| {column} {moment} | {', '.join(sorted(set(tests)))} |")
+    lines += ["", "## Bad input", "", "| what | tests |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(sorted(set(bad.get(name, []))))} |" for name in BAD_INPUT]
     return "\n".join(lines) + "\n"

@@ -35,7 +35,7 @@ UNTOUCHED = ("pid", "invocation", "restarts", "failures")
 
 
 def each(moments: str, message: str = "", ledger: str = "") -> Callable[..., Any]:
-    """Parametrize a test by moment: each is a unit cell of the matrix (the row is the file), those named also others."""
+    """Parametrize a test by moment: each is a unit cell of the matrix (the row is the file), and those named others."""
 
     def cells(moment: str) -> list[pytest.MarkDecorator]:
         columns = {"unit": moments, "message": message, "ledger": ledger}
@@ -213,7 +213,9 @@ def house(
             (base / program).chmod(0o644)
         texts = {name: text.replace("{BASE}", str(base)) for name, text in units.items()}
         with upstream() as provider:
-            models = f'[[upstream]]\nname = "m"\ndialect = "openai"\nbase_url = "{provider.url}"\nmodels = ["slow", "late"]'
+            models = (
+                f'[[upstream]]\nname = "m"\ndialect = "openai"\nbase_url = "{provider.url}"\nmodels = ["slow", "late"]'
+            )
             running = kind(base, texts, f"{CONFIG}{models}\n")
             share_stage(running)
             with ground(base) if ground is not None else nullcontext():

@@ -60,6 +60,7 @@ def test_in_the_midst_of_a_model_call(at: House, moment: str) -> None:
 
 
 @pytest.mark.cell("unit", "P")
+@pytest.mark.bad_input("exits during start")
 def test_left_before_it_was_ready(at: House) -> None:
     """Exit 0 while starting: told so, and counted as one restart."""
     before = at.starting("young")
@@ -70,6 +71,7 @@ def test_left_before_it_was_ready(at: House) -> None:
 
 
 @pytest.mark.cell("unit", "P")
+@pytest.mark.bad_input("exits while stopping")
 def test_left_while_it_was_being_stopped(at: House) -> None:
     """It is what was asked for, late."""
     at.stopping("deaf")

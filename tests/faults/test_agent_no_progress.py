@@ -1,4 +1,4 @@
-"""Fault row "agent beats, no progress on its message": hung by its deadline or by progress; not if a model call moves."""
+"""Fault row "agent beats, no progress on its message": hung by deadline or progress; not if a model call moves."""
 
 from __future__ import annotations
 

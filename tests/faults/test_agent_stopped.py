@@ -62,6 +62,7 @@ def test_restarted_while_it_is_being_spawned(at: House) -> None:
 
 
 @pytest.mark.cell("unit", "P")
+@pytest.mark.bad_input("ignores SIGTERM")
 def test_stopped_again_while_it_is_being_stopped(at: House) -> None:
     """A second stop changes nothing: asked once, killed after stop_timeout, and that is a clean stop too."""
     at.let_in("deaf")

@@ -96,17 +96,16 @@ def test_a_flood_of_datagrams_harms_nobody_else(at: House) -> None:
         at.fleet.wait(name, state="running")
         at.write(name, "flood")
     began, used = time.monotonic(), cpu(keeper)
-    loud = []
-    while time.monotonic() < began + 2.0:
-        loud.append(restarted_in(at))
+    wait_until(lambda: time.monotonic() > began + 1.0, 5, "a second of nothing but the flood")
     share = (cpu(keeper) - used) / (time.monotonic() - began)
+    loud = [restarted_in(at) for _ in range(5)]
     print(f"keeper {share:.0%} of a core; restart {quiet * 1000:.1f} ms, meanwhile {min(loud) * 1000:.1f} ms")  # noqa: T201
     at.untouched("beats", beating)
     assert at.fleet.unit("beats")["beat_age"] < 0.7
     for name in ("floods", "floods2"):
         at.fleet.post(f"/v1/units/{name}/stop")
     assert min(loud) < 2 * quiet + 0.03
-    assert share < 0.5
+    assert share < 0.3
 
 
 @pytest.mark.bad_input("garbage", "1 MB in one datagram")
@@ -119,7 +118,9 @@ def test_garbage_is_dropped_and_what_is_right_is_heard(at: House) -> None:
 
 
 @pytest.mark.bad_input("exits during start")
-@pytest.mark.parametrize(("name", "text"), [("leaves", "exited 0"), ("fails", "exited 3"), ("plain", "killed by SIGKILL")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("leaves", "exited 0"), ("fails", "exited 3"), ("plain", "killed by SIGKILL")]
+)
 def test_an_exit_during_the_start_is_told_as_what_it_is(at: House, name: str, text: str) -> None:
     """Before READY, or as soon as it is there: the reason names the exit, and the policy holds."""
     after = at.fleet.wait(name, last={"exit": {"leaves": 0, "fails": 3, "plain": -9}[name]})

@@ -69,7 +69,9 @@ class Upstream:
             handler.end_headers()
             while slow and not call.finish.wait(self.pace):
                 self._say(handler, call, f"{len(call.said)},")
-            self._say(handler, call, "end", {"prompt_tokens": 5, "completion_tokens": self.costs.get(unit, len(call.said))})
+            self._say(
+                handler, call, "end", {"prompt_tokens": 5, "completion_tokens": self.costs.get(unit, len(call.said))}
+            )
             handler.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             call.gone.set()

@@ -89,6 +89,7 @@ def test_another_units_escapees_live_on(keeper: Keeper, way: Way) -> None:
     assert all(alive(pid) for pid in pids)
 
 
+@pytest.mark.bad_input("ignores SIGTERM")
 def test_signal_is_ignored_but_kill_is_not(keeper: Keeper, way: Way) -> None:
     """A program that ignores SIGTERM lives on after it and dies by kill."""
     client = keeper.client()

@@ -25,6 +25,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.bad_input("two keepers")
 def test_two_keepers_on_one_directory(keeper: Keeper) -> None:
     """The second says so in one line, exits 1 and touches nothing."""
     client = keeper.client()
