@@ -94,7 +94,8 @@ class Keeper:
         self._fleet.blobs.resume(resumed.get("blobs", own))
         self._fleet.resume(resumed["units"], resumed["parents"])
         if self._slot and resumed["daemon"]:
-            self._slot.resume(*resumed["daemon"], within=resumed.get("within", 0.0))
+            pid, start_time, greeted = resumed["daemon"]
+            self._slot.resume(pid, start_time, greeted, resumed.get("within", 0.0))
 
     def _write(self) -> None:
         """Write down for a next keeper what belongs to no single unit."""
