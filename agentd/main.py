@@ -198,6 +198,7 @@ class Daemon:
         self._looking = False
         self._supervisor.keeper = keeper
         keeper.on_lost = self.lost
+        self._supervisor.background(self._supervisor.say_alive())
         resync(self._supervisor)
         keeper.on_event = self.hear
         for event in early:

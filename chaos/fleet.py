@@ -100,12 +100,13 @@ class Fleet:
     def answers(self) -> bool:
         """Whether the control API answers."""
         with socket.socket(socket.AF_UNIX) as trial:  # httpx leaves a socket open where it cannot connect
-            if trial.connect_ex(str(self.runtime / "control.sock")):
+            trial.settimeout(90)
+            try:
+                trial.connect(str(self.runtime / "control.sock"))
+                trial.sendall(b"GET /v1/status HTTP/1.1\r\nHost: agentd\r\nConnection: close\r\n\r\n")
+                return trial.recv(4096).startswith(b"HTTP/1.1 200")
+            except OSError:
                 return False
-        try:
-            return self._http.get("/v1/status").status_code == 200
-        except httpx.HTTPError:
-            return False
 
     def stop(self) -> None:
         """Ctrl-C, then a check that nothing is left. Raises Broken if something is."""

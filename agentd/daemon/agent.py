@@ -58,6 +58,12 @@ ENDINGS = 16
 ASK_AGAIN = 1.0
 """Seconds until a keeper that did not answer is asked again for a heartbeat."""
 
+LATE = 0.25
+"""Seconds that a timer may be late. By more, and the daemon itself stood still (stopped, or starved of the processor):
+what happened meanwhile waits in its sockets, and timers come before them."""
+HEARING = 0.5
+"""Seconds for hearing what was said while the daemon stood still, before anything is judged by what was known."""
+
 _PASSING = frozenset({11, 12, 16, 23, 24, 28, 98, 110, 122})
 """EAGAIN, ENOMEM, EBUSY, ENFILE, EMFILE, ENOSPC, EADDRINUSE, ETIMEDOUT, EDQUOT: the same plan may work later."""
 _BEGINS = (Ended, Refused, Hang, Hold, Release)
@@ -108,6 +114,8 @@ class Agent:
         self._effects: asyncio.Queue[Spawn | Signal | Kill | Abort] = asyncio.Queue()
         self._next_look: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._moment = self._hearing = 0.0
+        """When the timer is due; and until when nothing is judged, because the daemon stood still."""
         self._task = asyncio.create_task(self._execute(), name=f"agent {name}")
         self._look: asyncio.Task[None] | None = None
         world.guard(self._task)
@@ -180,10 +188,24 @@ class Agent:
             self._timer = None
         moments = [moment for moment in (self.life.deadline, self._next_look) if moment is not None]
         if moments:
-            self._timer = asyncio.get_running_loop().call_at(min(moments), self._due)
+            self._again_at(max(min(moments), self._hearing, asyncio.get_running_loop().time()))
+
+    def _again_at(self, moment: float) -> None:
+        self._moment = moment
+        self._timer = asyncio.get_running_loop().call_at(moment, self._due)
+
+    def behind(self) -> bool:
+        """Whether the daemon stood still a moment ago, so that of this unit old news only may be known."""
+        now = asyncio.get_running_loop().time()
+        return now < self._hearing or (self._timer is not None and now > self._moment + LATE)
 
     def _due(self) -> None:
         """A deadline came. Of what runs the stamps are read first: they stay with the keeper until they matter."""
+        now = asyncio.get_running_loop().time()
+        if now > self._moment + LATE and self._moment != self._hearing:
+            self._hearing = now + HEARING
+            self._again_at(self._hearing)
+            return
         self._timer = self._next_look = None
         if self.life.phase is Phase.running:
             self.look()
@@ -196,7 +218,7 @@ class Agent:
             beat, output = await self._world.stamps(self)
         except (Unavailable, TooLate):
             # No answer, no judgement. A keeper that is away is followed by adoption; a busy one is asked again.
-            self._timer = asyncio.get_running_loop().call_later(ASK_AGAIN, self._due)
+            self._again_at(asyncio.get_running_loop().time() + ASK_AGAIN)
             return
         if invocation is not None:
             if beat is not None:

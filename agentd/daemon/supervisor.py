@@ -415,10 +415,14 @@ class Supervisor:
         Each keeper anew: one that is away is followed by another, which expects nothing until it is told.
         """
         while True:
-            with suppress(AgentdError):  # away; or does not know this; or late: it was stopped itself
-                await self.keeper.alive(ALIVE_WITHIN)
+            await self.say_alive()
             notify("WATCHDOG=1")  # to a service manager, where one started us
             await asyncio.sleep(ALIVE_EVERY)
+
+    async def say_alive(self, within: float = ALIVE_WITHIN) -> None:
+        """Once, and at once where the keeper is another."""
+        with suppress(AgentdError):  # away; or does not know this; or late: it was stopped itself
+            await self.keeper.alive(within)
 
     # --- what the world reports ---------------------------------------------------------------------------------------
 

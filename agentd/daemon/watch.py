@@ -73,6 +73,8 @@ class Watch:
         if self._blind(now):
             agent.look_at(self._began + GRACE)
             return
+        if agent.behind():
+            return  # its timer comes again once what was said meanwhile has been heard
         found = self._conclude(agent, seen, now)
         if found.activity is Activity.hung and found.sign is Sign.progress and not fresh:
             agent.look()  # it may have printed since: its stamps are with the keeper until they matter

@@ -19,7 +19,14 @@ cradles = Cradles()
 
 
 def make(group: Cgroup) -> list[str]:
-    """Make the directory and its missing parents, write the settings; the directories made, outermost first."""
+    """Make the directory and its missing parents, write the settings; the directories made, outermost first.
+
+    A kill-cgroup that is there from an earlier run, and empty, is made anew: once ``cgroup.kill`` was written to one,
+    the kernel kills at birth whom clone3 puts there (seen on Linux 6.18: it counts kills, and compares with those of
+    the parent's own cgroup).
+    """
+    if group.kill:
+        remove(group.path)
     made = _directories(group.path)
     try:
         if not os.path.exists(f"{group.path}/cgroup.procs"):

@@ -75,6 +75,17 @@ class Loop:
         """Change what fd is watched for."""
         self._epoll.modify(fd, mask)
 
+    def rest(self, fd: int, seconds: float) -> None:
+        """Leave fd alone for so long, whatever comes: who fills it waits meanwhile."""
+        watch = self._watches[fd]
+        self._epoll.modify(fd, 0)
+
+        def go_on() -> None:
+            if watch.live:
+                self._epoll.modify(fd, EPOLLIN)
+
+        self.after(seconds, go_on)
+
     def unwatch(self, fd: int) -> None:
         """Stop watching fd, before it is closed; nothing happens if it is not watched."""
         watch = self._watches.pop(fd, None)
@@ -116,7 +127,9 @@ class Loop:
         self._epoll.close()
 
     def _turn(self) -> None:
-        ready = [(self._watches[fd], mask) for fd, mask in self._epoll.poll(self._timeout()) if fd in self._watches]
+        # Stopped and continued, the wait for a timer returns nothing though sockets are full: they come before timers.
+        events = self._epoll.poll(self._timeout()) or self._epoll.poll(0)
+        ready = [(self._watches[fd], mask) for fd, mask in events if fd in self._watches]
         for watch, mask in ready:
             if watch.live and not watch.bulk:
                 _guarded(watch.action, mask)

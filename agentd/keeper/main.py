@@ -59,6 +59,7 @@ class Keeper:
         if self._slot:
             self._slot.changed = self._write
             self._server.on_alive = self._slot.alive
+            self._server.on_hello = self._slot.expect
 
     def run(self) -> int:
         """Serve until told to end; the exit status."""
@@ -84,7 +85,8 @@ class Keeper:
         began = time.monotonic()
         count = self._fleet.adopt([str(path) for path in own.get("parents", ())])
         daemon = own.get("daemon") or {}
-        taken = self._slot is not None and self._slot.adopt(daemon.get("pid", 0), daemon.get("start_time", 0))
+        named = daemon.get("pid", 0), daemon.get("start_time", 0), daemon.get("within", 0.0)
+        taken = self._slot is not None and self._slot.adopt(*named)
         if count or taken:
             whose = f" and its daemon (pid {daemon['pid']})" if taken else ""
             took = (time.monotonic() - began) * 1000
@@ -96,12 +98,13 @@ class Keeper:
         self._fleet.blobs.resume(resumed.get("blobs", own))
         self._fleet.resume(resumed["units"], resumed["parents"])
         if self._slot and resumed["daemon"]:
-            self._slot.resume(*resumed["daemon"])
+            pid, start_time, greeted = resumed["daemon"]
+            self._slot.resume(pid, start_time, greeted, resumed.get("within", 0.0))
 
     def _write(self) -> None:
         """Write down for a next keeper what belongs to no single unit."""
         slot = self._slot
-        daemon = {"pid": slot.pid, "start_time": slot.start_time} if slot and slot.pid else None
+        daemon = {"pid": slot.pid, "start_time": slot.start_time, "within": slot.within} if slot and slot.pid else None
         try:
             record.write(f"{self._directory}/{record.OWN}", {"parents": self._fleet.parents, "daemon": daemon})
         except OSError as error:
@@ -121,6 +124,7 @@ class Keeper:
             "parents": self._fleet.parents,
             "server": server,
             "daemon": [slot.pid, slot.start_time, slot.greeted] if slot and slot.pid else None,
+            "within": slot.within if slot else 0.0,
             "given": process.given(),
             "lock": self._lock,
         }, [*fds, *more, self._lock]

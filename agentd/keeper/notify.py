@@ -20,6 +20,9 @@ from agentd.keeper import fdstore
 DATAGRAM = 4096
 """Longer datagrams are dropped."""
 PER_TURN = 256
+FLOOD_GAP = 0.05
+"""Seconds that a unit's socket rests once PER_TURN datagrams came within as many: reading them all would cost a whole
+processor. The kernel makes the sender wait."""
 STATUS_LENGTH = 256
 RECEIVE_BUFFER = 1 << 20
 LONGEST_EXTENSION = 3600.0
@@ -119,6 +122,7 @@ class NotifySocket:
     def __init__(self, path: str, uid: int | None, gid: int | None, inherited: socket.socket | None = None) -> None:
         self.path = path
         self.dropped = 0
+        self._since, self._count = 0.0, 0
         if inherited is not None:
             self._socket = inherited
             return
@@ -157,6 +161,13 @@ class NotifySocket:
                 else:
                     fdstore.close(fds)
         return most
+
+    def flooded(self, count: int, now: float) -> bool:
+        """Whether, with so many more datagrams, it is more than anybody has to say: time for a rest."""
+        if now > self._since + FLOOD_GAP:
+            self._since, self._count = now, 0
+        self._count += count
+        return self._count >= PER_TURN
 
     def close(self) -> None:
         """Unbind and remove the socket file."""

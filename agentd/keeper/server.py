@@ -171,6 +171,8 @@ class Server:
         self.stopping = False
         self.on_client: Callable[[], None] = lambda: None
         self.on_alive: Callable[[float], None] = lambda _: None
+        self.on_hello: Callable[[float], None] = lambda _: None
+        """The client says in how many seconds it will first say that it lives."""
         self._loop, self._path, self._stop = loop, path, stop
         self._rev = 0
         self._client: Connection | None = None
@@ -280,7 +282,7 @@ class Server:
         self.on_client()
         if "alive" in message:
             with contextlib.suppress(Refused):
-                self.on_alive(_seconds(message, "alive"))
+                self.on_hello(_seconds(message, "alive"))
 
     # Requests
 

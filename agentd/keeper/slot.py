@@ -23,7 +23,8 @@ LAST_DELAY = 2.0
 START_WITHIN = 30.0
 """Seconds that a daemon has from its start until it says hello: it reads its own program from a cold disk."""
 RETURN_WITHIN = 10.0
-"""Seconds that one that runs has until it says hello again, after its connection or its keeper was lost."""
+"""Seconds that one that runs has until it says hello again, after its connection or its keeper was lost, where it never
+said how long it may be silent."""
 BAD_INPUT = 2
 """Exit status of a daemon that could not read what a person wrote: it would be the same again."""
 
@@ -40,6 +41,8 @@ class Slot:
         self.changed: Callable[[], None] = lambda: None
         """Called when the daemon is another process: whoever comes after us is to know."""
         self.start_time = 0
+        self.within = 0.0
+        """Seconds between two signs of life that the daemon said last; 0: none ever did, and none is expected."""
         self._pidfd = -1
         """Of a daemon that is not our child."""
         self._loop, self._fleet, self._argv, self._env = loop, fleet, list(argv), env
@@ -61,29 +64,35 @@ class Slot:
         row = read_stat(self.pid)
         self.start_time = row.start_time if row else 0
         self._fleet.strangers[self.pid] = self._exited
+        self.within = 0.0
         self.expect(START_WITHIN)
         self.changed()
 
-    def adopt(self, pid: int, start_time: int) -> bool:
+    def adopt(self, pid: int, start_time: int, within: float = 0.0) -> bool:
         """Make the daemon of an earlier keeper ours, if that very process lives: there is never a second one."""
+        self.within = within
         self._pidfd = pidfd.opened(pid, start_time)
         if self._pidfd < 0:
             return False
         self.pid, self.start_time, self.greeted = pid, start_time, True
         self._started = time.monotonic()
         self._loop.watch(self._pidfd, lambda _: self._departed())
-        self.expect(RETURN_WITHIN)
+        self._return()
         return True
 
-    def resume(self, pid: int, start_time: int, greeted: bool) -> None:
+    def resume(self, pid: int, start_time: int, greeted: bool, within: float = 0.0) -> None:
         """Go on with a daemon that was ours before an exec in place."""
+        self.within = within
         if os.getpid() != (row.parent if (row := read_stat(pid)) else 0):
-            if not self.adopt(pid, start_time):
+            if not self.adopt(pid, start_time, within):
                 self.start()
             return
         self.pid, self.start_time, self.greeted, self._started = pid, start_time, greeted, time.monotonic()
         self._fleet.strangers[pid] = self._exited
-        self.expect(RETURN_WITHIN if greeted else START_WITHIN)
+        if greeted:
+            self._return()
+        else:
+            self.expect(START_WITHIN)
 
     def signal(self, number: int) -> None:
         """Signal the daemon if it lives."""
@@ -103,7 +112,11 @@ class Slot:
 
     def alive(self, within: float) -> None:
         """The daemon says that its supervision turns, and will say so again in this many seconds: else it is killed."""
+        self._delay = FIRST_DELAY  # it supervised: what ends it from here on is no failed start
+        new, self.within = self.within != within, within
         self.expect(within)
+        if new:
+            self.changed()
 
     def expect(self, within: float) -> None:
         """It is killed if it says nothing for so many seconds: one that is stopped would be there for ever."""
@@ -112,12 +125,16 @@ class Slot:
             self._watchdog = self._loop.after(within, lambda: self._silent(within))
 
     def connected(self, there: bool) -> None:
-        """A client came: nothing is expected until it says what. Or it went away: the daemon is to come back."""
-        if there:
-            self.greeted = True
+        """A client came: one that said that it lives has as long again to say so here, of another nothing is expected
+        until it says what. Or it went away: the daemon is to come back."""
+        self.greeted = self.greeted or there
+        if there and not self.within:
             self.unwatch()
         else:
-            self.expect(RETURN_WITHIN)
+            self._return()
+
+    def _return(self) -> None:
+        self.expect(self.within or RETURN_WITHIN)
 
     def unwatch(self) -> None:
         """Expect nothing any more: it said nothing of being alive, or it is dead."""

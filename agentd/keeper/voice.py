@@ -7,12 +7,13 @@ about its main process and about descriptors is handed to those who know.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 from agentd.keeper.fdstore import Store
 from agentd.keeper.loop import Loop, Timer
-from agentd.keeper.notify import NotifySocket, Stamps
+from agentd.keeper.notify import FLOOD_GAP, NotifySocket, Stamps
 from agentd.keeper.plan import Process, SpawnPlan
 
 LAST_WORDS = 4096
@@ -144,10 +145,9 @@ class Voice:
 
     def _heard(self) -> None:
         assert self._socket is not None
-        if self._heeded():
-            self._socket.drain(self.stamps, self.store)
-        else:
-            self._socket.drain(None)
+        count = self._socket.drain(self.stamps, self.store) if self._heeded() else self._socket.drain(None)
+        if self._socket.flooded(count, time.monotonic()):
+            self._loop.rest(self._socket.fileno(), FLOOD_GAP)
         self.tell()
 
     def _stored(self) -> None:

@@ -445,6 +445,7 @@ def test_no_configuration_file(short_dir: Path) -> None:
     same("config-gone", plain(said, {str(short_dir): "BASE"}))
 
 
+@pytest.mark.bad_input("two daemons")
 def test_directories_in_use(house: House, short_dir: Path) -> None:
     """The state or runtime directory of a running agentd: refused, and the running one does not notice."""
     before = surroundings(house)

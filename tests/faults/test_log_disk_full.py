@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import pytest
 from agentd.keeper.output import OutputPipe
 from agentd.keeper.plan import Output
 from chaos.fleet import CONFIG, DRY_RUN, Fleet
+from tests.faults.moments import House, agent, each, slow
+from tests.faults.moments import house as start_house
 from tests.fleet import fleet
 from tests.waiting import wait_until
 
@@ -91,6 +93,8 @@ def printed(house: Fleet, *options: str) -> str:
     return subprocess.run([*argv, "logs", "talker", "-n", "1000", *options], capture_output=True, text=True).stdout
 
 
+@pytest.mark.cell("unit", "M")
+@pytest.mark.cell("message", "M")
 def test_log_disk_full(house: Fleet, disk: Callable[[str], None]) -> None:
     """The unit runs on and its messages are done; each dropped byte is in status, metrics and the log's own marker."""
     before = house.unit("talker")
@@ -131,6 +135,70 @@ def test_dropped_output_is_remembered_by_the_next_daemon(house: Fleet) -> None:
     house.settle()
     assert house.unit("talker")["log_dropped"] >= count
     assert house.unit("talker")["warnings"]
+
+
+@contextmanager
+def full_later(base: Path) -> Iterator[None]:
+    """The logs have 1 MiB; what fills it is written by ``struck``."""
+    with small_disk(base / "s" / "log", "1M"):
+        (base / "s").chmod(0o711)
+        yield
+
+
+@pytest.fixture(scope="module")
+def at() -> Iterator[House]:
+    """Units that print all the while."""
+    units = {**dict.fromkeys("imsh", agent("--print")), "young": slow("--print"), "deaf": slow("--deaf", "--print")}
+    with start_house({**units, "fresh": agent("--print")}, ground=full_later) as made:
+        yield made
+
+
+def fill(file: Path) -> None:
+    """Make the file as large as its disk lets it be."""
+    with file.open("wb", 0) as filler, suppress(OSError):
+        while filler.write(b"x" * 1024):
+            pass
+
+
+@pytest.fixture(scope="module")
+def struck(at: House) -> dict[str, Json]:
+    """Each in its moment; then the disk is full, and output of all of them is lost."""
+    before = {moment.lower(): at.bring(moment.lower(), moment) for moment in "IMSH"}
+    at.fleet.post("/v1/units/fresh/stop")
+    before |= {"young": at.starting("young"), "deaf": at.stopping("deaf")}
+    fill(at.fleet.state / "log" / "filler")
+    for name in "imsh":
+        wait_until(lambda name=name: at.fleet.unit(name)["log_dropped"] > 10_000, 10)
+    return before
+
+
+@each("IMSH", message="MSH", ledger="SH")
+def test_untouched(at: House, struck: dict[str, Json], moment: str) -> None:
+    """It loses output, which is counted and shown, and nothing else: what it did it brings to its end, once."""
+    name = moment.lower()
+    at.untouched(name, struck[name])
+    at.finish(name, moment)
+    now = at.untouched(name, struck[name])
+    assert any("No space left on device" in warning for warning in now["warnings"])
+
+
+@pytest.mark.cell("unit", "P")
+def test_starts_go_on_and_new_ones_begin(at: House, struck: dict[str, Json]) -> None:
+    """One that was starting becomes ready; one whose log has no room starts all the same."""
+    at.let_in("young")
+    at.untouched("young", struck["young"])
+    lost = at.fleet.unit("fresh")["log_dropped"]
+    assert at.fleet.post("/v1/units/fresh/start")["failures"] == 0
+    at.bring("fresh", "I")
+    wait_until(lambda: at.fleet.unit("fresh")["log_dropped"] > lost, 10)
+
+
+@pytest.mark.cell("unit", "P")
+def test_a_stop_goes_on(at: House, struck: dict[str, Json]) -> None:
+    """As ever: a clean stop."""
+    at.write("deaf", "leave", "0")
+    after = at.fleet.wait("deaf", state="inactive")
+    assert (after["last"]["cause"], after["failures"]) == ("stopped", 0)
 
 
 def test_a_unit_starts_while_its_log_cannot_be_made(short_dir: Path) -> None:

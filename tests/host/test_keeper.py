@@ -160,6 +160,7 @@ async def connected(peer: Peer, on_lost: Callable[[], None] | None = None) -> tu
     return keeper, sock
 
 
+@pytest.mark.bad_input("keeper of another version")
 async def test_other_versions_are_refused_in_words(peer: Peer) -> None:
     """A keeper that does not speak our version is a ProtocolError that names both."""
     accepted = asyncio.create_task(peer.accept({"refused": "version", "speaks": [7]}))

@@ -349,6 +349,7 @@ def test_files_of_another_boot_mean_nothing(old: Keeper) -> None:
     (old.directory / "o" / "a").unlink()
 
 
+@pytest.mark.bad_input("pid reuse")
 def test_a_recycled_pid_is_not_adopted(old: Keeper) -> None:
     """The pid lives but was born at another moment: our process is dead, and the stranger is not touched."""
     row = old.client().done("spawn", plan=old.shell("exec sleep 1000"))["process"]

@@ -67,6 +67,19 @@ def test_kill_takes_the_whole_tree(keeper: Keeper, way: Way) -> None:
     assert not any(alive(pid) for pid in pids)
 
 
+def test_a_unit_whose_tree_was_killed_runs_again(keeper: Keeper, way: Way) -> None:
+    """The next invocation, in the same cgroup, lives and ends by itself; again after a kill by request."""
+    client = keeper.client()
+    for number in range(3):
+        invocation = f"{number:016x}"
+        client.done("spawn", plan=way(keeper, keeper.shell("setsid sleep 60 & exit 5", invocation=invocation)))
+        assert client.event("ended")["process"]["exit"] == 5
+        invocation = f"{number:015x}a"
+        client.done("spawn", plan=way(keeper, keeper.shell("setsid sleep 60 & exec sleep 60", invocation=invocation)))
+        client.done("kill", unit="a", invocation=invocation)
+        assert client.event("ended")["process"]["exit"] == -9
+
+
 def test_another_units_escapees_live_on(keeper: Keeper, way: Way) -> None:
     """The death of one unit takes nothing from its neighbour."""
     client = keeper.client()
@@ -76,6 +89,7 @@ def test_another_units_escapees_live_on(keeper: Keeper, way: Way) -> None:
     assert all(alive(pid) for pid in pids)
 
 
+@pytest.mark.bad_input("ignores SIGTERM")
 def test_signal_is_ignored_but_kill_is_not(keeper: Keeper, way: Way) -> None:
     """A program that ignores SIGTERM lives on after it and dies by kill."""
     client = keeper.client()

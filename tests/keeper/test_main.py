@@ -26,6 +26,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.bad_input("two keepers")
 def test_two_keepers_on_one_directory(keeper: Keeper) -> None:
     """The second says so in one line, exits 1 and touches nothing."""
     client = keeper.client()
@@ -306,6 +307,73 @@ def test_the_daemon_does_not_speak_to_the_keepers_own_manager(bare: Keeper) -> N
     wait_until(lambda: lines(told))
     assert "AGENTD_KEEPER" in lines(told)[0].split()
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & set(lines(told)[0].split())
+
+
+ALIVE = """
+import json, os, signal, socket, sys, time
+starts = sys.argv[1]
+with open(starts, "a") as file:
+    file.write(f"{os.getpid()}\\n")
+rounds = 3 if len(open(starts).readlines()) == 1 else 10**6
+def connect():
+    while True:
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            s.connect(os.environ["AGENTD_KEEPER"])
+            s.send(json.dumps({"hello": 1, "client": "x"}).encode())
+            assert s.recv(65536)
+            return s
+        except (OSError, AssertionError):
+            time.sleep(0.01)
+s = connect()
+for n in range(rounds):
+    try:
+        s.send(json.dumps({"id": n, "do": "alive", "within": 0.5}).encode())
+        assert s.recv(65536)
+    except (OSError, AssertionError):
+        s = connect()
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize("how", ["upgraded", "killed"])
+def test_a_daemon_that_hangs_while_the_keeper_is_replaced_is_found(bare: Keeper, how: str) -> None:
+    """It never says hello to the next keeper: it is killed all the same, because the one before had heard it."""
+    starts = bare.directory / "starts"
+    program = (sys.executable, "-c", ALIVE, str(starts))
+    bare.start(*program)
+    wait_until(lambda: lines(starts) and state(int(lines(starts)[0])) == "T", 10)
+    if how == "upgraded":
+        bare.process.send_signal(signal.SIGUSR2)
+    else:
+        bare.process.kill()
+        bare.process.wait()
+        bare.start(*program)
+    wait_until(lambda: len(lines(starts)) == 2, 10)
+    assert not alive(int(lines(starts)[0]))
+
+
+def test_a_keeper_that_stood_still_blames_nobody(bare: Keeper) -> None:
+    """SIGSTOP of the keeper for longer than the daemon may be silent: what it said meanwhile is heard first."""
+    starts = bare.directory / "starts"
+    starts.write_text("an earlier one\n")
+    bare.start(sys.executable, "-c", ALIVE, str(starts))
+    wait_until(lambda: len(lines(starts)) == 2, 10)
+    client_of = int(lines(starts)[1])
+    for _ in range(2):
+        bare.process.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 0.7
+        wait_until(lambda end=end: time.monotonic() > end)  # type: ignore[misc]
+        bare.process.send_signal(signal.SIGCONT)
+    end = time.monotonic() + 0.6
+    wait_until(lambda: time.monotonic() > end)
+    assert len(lines(starts)) == 2
+    assert alive(client_of)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_alive_wants_seconds(keeper: Keeper) -> None:

@@ -103,6 +103,7 @@ def test_beats_are_stamped_while_nobody_listens(keeper: Keeper) -> None:
     assert row()["status"] == "alone"
 
 
+@pytest.mark.bad_input("garbage")
 def test_garbage_is_dropped_and_counted(keeper: Keeper) -> None:
     """Not UTF-8, too long, without meaning: counted, and the next beat is stamped."""
     client, path = start(keeper)
@@ -117,6 +118,7 @@ def test_garbage_is_dropped_and_counted(keeper: Keeper) -> None:
     assert row["ready"] is None
 
 
+@pytest.mark.bad_input("notify flood")
 def test_flood_does_not_delay_a_neighbours_end(keeper: Keeper) -> None:
     """While one unit floods its socket, the death of another is told in a moment."""
     client = keeper.client()

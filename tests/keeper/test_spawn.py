@@ -141,6 +141,7 @@ REFUSALS: list[tuple[dict[str, Any], str, int | None, str]] = [
 ]
 
 
+@pytest.mark.bad_input("exits before exec")
 def test_each_step_that_fails_is_named(keeper: Keeper) -> None:
     """A plan that cannot be executed says which step, errno and path; and the unit can be spawned right after."""
     client = keeper.client()
@@ -156,6 +157,7 @@ def test_each_step_that_fails_is_named(keeper: Keeper) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("field", ["executable", "cwd"])
+@pytest.mark.bad_input("unreachable interpreter, cwd or file")
 def test_first_closed_directory_is_named(keeper: Keeper, field: str) -> None:
     """A program or directory below one that the unit's uid may not pass: the error names that one."""
     closed = keeper.directory / "work" / "closed"
@@ -171,6 +173,7 @@ def test_first_closed_directory_is_named(keeper: Keeper, field: str) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.bad_input("unreachable interpreter, cwd or file")
 def test_closed_directory_behind_a_link_is_named(keeper: Keeper) -> None:
     """An environment's interpreter is a link into a home that is closed: the home is named."""
     closed = keeper.directory / "work" / "home"
@@ -183,6 +186,7 @@ def test_closed_directory_behind_a_link_is_named(keeper: Keeper) -> None:
     assert f"may not pass {closed}" in keeper.client().refused("spawn", plan=plan)["message"]
 
 
+@pytest.mark.bad_input("unreachable interpreter, cwd or file")
 def test_missing_interpreter_of_a_script_is_named(keeper: Keeper) -> None:
     """A script whose #! program does not exist: ENOENT is about that one."""
     (keeper.directory / "work").mkdir()

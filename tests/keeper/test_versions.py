@@ -33,6 +33,7 @@ def test_recorded_conversation_is_kept(bare: Keeper, path: Path) -> None:
     assert (bare.process.wait(10) if ended else bare.stop()) == 0
 
 
+@pytest.mark.bad_input("keeper of another version")
 def test_frozen_client_still_works(keeper: Keeper) -> None:
     """A client of version 1 spawns with a descriptor, signals, sees the end, and finds the truth when it is back."""
     path = str(keeper.directory / "keeper.sock")
