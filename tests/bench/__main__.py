@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tests.bench import beats, hang, restart, thousand
+from tests.bench import beats, crashloop, hang, output, peers, restart, storm, thousand, tree
 from tests.fleet import shared_stage
 
 BENCHES: dict[str, dict[str, Callable[[int], bool]]] = {
@@ -16,6 +16,11 @@ BENCHES: dict[str, dict[str, Callable[[int], bool]]] = {
         "thousand": thousand.run,
         "beats": beats.run,
         "hang": hang.run,
+        "tree": tree.run,
+        "output": output.run,
+        "storm": storm.run,
+        "crashloop": crashloop.run,
+        "peers": peers.run,
     },
 }
 

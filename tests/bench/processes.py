@@ -57,17 +57,14 @@ class Watched:
         """Those that live, asked again until none does or so many seconds are over."""
         end = time.monotonic() + within
         poll = select.poll()
-        for fd in self._fds.values():
+        left = {fd: pid for pid, fd in self._fds.items()}
+        for fd in left:
             poll.register(fd, select.POLLIN)
-        left = len(self._fds)
         while left and (dead := poll.poll(max(0.0, end - time.monotonic()) * 1000)):
             for fd, _ in dead:
                 poll.unregister(fd)
-            left -= len(dead)
-        dead_now = (
-            {fd for fd in self._fds.values() if select.select([fd], [], [], 0)[0]} if left else set(self._fds.values())
-        )
-        return [pid for pid, fd in self._fds.items() if fd not in dead_now]
+                del left[fd]
+        return list(left.values())
 
     def kill(self) -> None:
         """Kill what is left."""

@@ -35,6 +35,10 @@ class Victims:
             stamp = stamps.next()
             self._pids[stamp.name] = stamp.pid
 
+    def pids(self) -> list[int]:
+        """Those that run now."""
+        return list(self._pids.values())
+
     def kill(self, name: str) -> float:
         """Milliseconds from its kill -9 to the first act of its replacement."""
         at = time.time()
@@ -63,12 +67,17 @@ def bus_down(fleet: Fleet, victims: Victims, count: int, alone: float) -> bool:
     """nats-server is killed again whenever it is found running."""
     keeper = int(fleet.status()["agentd"]["keeper_pid"])
 
+    kills = 0
+
     def down() -> None:
+        nonlocal kills
         for pid in children(keeper):
             if program(pid) == "nats-server":
                 os.kill(pid, 9)
+                kills += 1
 
     (found,) = victims.rounds(count, ["stamped"], down)
+    report("bus_kills_meanwhile", kills, "kills", None, "reported: it came back so often")
     fleet.settle()
     return gate("restart_median_bus_down", median(found), alone, 1.5, " of with it")
 
