@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 from chaos.fleet import wait_until
 from tests.bench.bare import bare
@@ -63,10 +64,24 @@ def gate(name: str, value: float, reference: float, most: float, of: str = "") -
     return print_line(name, value, "ms", reference, f"<= {most:g}x{of}", value <= most * reference)
 
 
-def bus_down(fleet: Fleet, victims: Victims, count: int, alone: float) -> bool:
+class Alone(NamedTuple):
+    """What both took with nothing beside them, and how often they are killed."""
+
+    victims: Victims
+    names: list[str]
+    count: int
+    medians: list[float]
+
+    def beside(self, name: str, most: float, of: str, before: Callable[[], None] = lambda: None) -> bool:
+        """The same again, now that there is something; what it does to the bare loop is reported first."""
+        reference, ours = (median(found) for found in self.victims.rounds(self.count, self.names, before))
+        report(f"restart_median_{name}_bare_loop", reference, "ms", self.medians[0])
+        return gate(f"restart_median_{name}", ours, self.medians[1], most, of)
+
+
+def bus_down(fleet: Fleet, alone: Alone) -> bool:
     """nats-server is killed again whenever it is found running."""
     keeper = int(fleet.status()["agentd"]["keeper_pid"])
-
     kills = 0
 
     def down() -> None:
@@ -76,13 +91,13 @@ def bus_down(fleet: Fleet, victims: Victims, count: int, alone: float) -> bool:
                 os.kill(pid, 9)
                 kills += 1
 
-    (found,) = victims.rounds(count, ["stamped"], down)
+    held = alone.beside("bus_down", 1.5, " of with it", down)
     report("bus_kills_meanwhile", kills, "kills", None, "reported: it came back so often")
     fleet.settle()
-    return gate("restart_median_bus_down", median(found), alone, 1.5, " of with it")
+    return held
 
 
-def busy_gateway(fleet: Fleet, victims: Victims, count: int, alone: float) -> bool:
+def busy_gateway(fleet: Fleet, alone: Alone) -> bool:
     """An agent streams from the gateway as fast as it can."""
     script = fleet.base / "load.py"
     shutil.copy(Path(__file__).with_name("load.py"), script)
@@ -92,35 +107,36 @@ def busy_gateway(fleet: Fleet, victims: Victims, count: int, alone: float) -> bo
     gateway = int(fleet.unit("gateway")["pid"])
     wait_until(lambda: cpu(gateway) > 2, 60, "the gateway has work")
     busy, at = cpu(gateway), time.monotonic()
-    (found,) = victims.rounds(count, ["stamped"])
+    held = alone.beside("gateway_saturated", 1.5, " of idle")
     share = 100 * (cpu(gateway) - busy) / (time.monotonic() - at)
     fleet.ask("DELETE", "/v1/units/load")
     fleet.settle()
     report("gateway_load_meanwhile", share, "% of a core", None, "reported: saturated means about 100")
-    return gate("restart_median_gateway_saturated", median(found), alone, 1.5, " of idle")
+    return held
 
 
-def siblings(fleet: Fleet, victims: Victims, count: int, alone: float) -> bool:
+def siblings(fleet: Fleet, alone: Alone) -> bool:
     """Among so many idle ones."""
-    deploy(fleet, {f"idle{n}": IDLE for n in range(SIBLINGS)})
+    idle = SIBLINGS if alone.count >= 20 else 10 * alone.count
+    deploy(fleet, {f"idle{n}": IDLE for n in range(idle)})
     fleet.settle(120)
-    (found,) = victims.rounds(count, ["stamped"])
-    return gate(f"restart_median_{SIBLINGS}_siblings", median(found), alone, 1.3, " of none")
+    return alone.beside(f"{idle}_siblings", 1.3, " of none")
 
 
 def run(count: int) -> bool:
     """All measures of this file."""
     with scene() as (base, stamps), bare("reference.py", 1, base / "ref", "--", *stamps.trivial("{}")):
         with running(base, {"stamped": unit(stamps.trivial("stamped"))}) as fleet:
-            plain = str(base / "ref" / "0")
-            victims = Victims(stamps, [plain, "stamped"])
-            reference, ours = victims.rounds(count, [plain, "stamped"])
+            names = [str(base / "ref" / "0"), "stamped"]
+            victims = Victims(stamps, names)
+            reference, ours = victims.rounds(count, names)
             limit = max(30.0, 3 * p99(reference))
+            alone = Alone(victims, names, count, [median(reference), median(ours)])
             held = [
                 gate("restart_median", median(ours), median(reference), 2.5),
                 print_line("restart_p99", p99(ours), "ms", p99(reference), "<= max(30 ms, 3x)", p99(ours) <= limit),
-                bus_down(fleet, victims, count, median(ours)),
-                busy_gateway(fleet, victims, count, median(ours)),
-                siblings(fleet, victims, count, median(ours)),
+                bus_down(fleet, alone),
+                busy_gateway(fleet, alone),
+                siblings(fleet, alone),
             ]
     return all(held)
