@@ -6,9 +6,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
 
 from chaos.fleet import wait_until
 from tests.bench.bare import bare
@@ -64,7 +64,8 @@ def gate(name: str, value: float, reference: float, most: float, of: str = "") -
     return print_line(name, value, "ms", reference, f"<= {most:g}x{of}", value <= most * reference)
 
 
-class Alone(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Alone:
     """What both took with nothing beside them, and how often they are killed."""
 
     victims: Victims
