@@ -1,4 +1,7 @@
-"""1000 units that beat once a second: what keeper and daemon spend on it, against a bare epoll and recv loop."""
+"""1000 units that beat once a second: what keeper and daemon spend on it, against a bare epoll and recv loop.
+
+And, as they are there: how long the daemon takes to adopt 1000.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import sys
 import time
 
 from tests.bench.bare import bare
-from tests.bench.lines import print_line
+from tests.bench.lines import median, print_line, report
 from tests.bench.processes import share
-from tests.bench.scene import deploy, pids, running, scene, until_spawned
+from tests.bench.scene import adoptions, deploy, kill_daemon, pids, running, scene, until_spawned
 
 UNITS = 1000
 REST, INTERVAL = 5.0, 20.0
+RETURNS = 5
 PROGRAM = """
 import _socket, os, time
 s, path, due = _socket.socket(1, 2), os.environ["NOTIFY_SOCKET"], time.monotonic()
@@ -41,7 +45,12 @@ def run(count: int) -> bool:
             fleet.settle(120)
             time.sleep(REST)
             ours = share(INTERVAL, keeper, daemon)
+            back = [kill_daemon(fleet) for _ in range(RETURNS)]
+            taken = adoptions(fleet)[-RETURNS:]
+            fleet.settle(120)
             restarts = sum(unit["restarts"] for unit in fleet.status()["units"])
+    report("thousand_adopted_median", 1000 * median(taken), "ms")
+    report("thousand_control_api_back_median", median(back), "s")
     return all(
         [
             print_line("thousand_beating_cpu", ours, "% of a core", least, "<= 2x", ours <= 2 * least),
