@@ -13,10 +13,10 @@ import time
 from tests.bench.bare import bare
 from tests.bench.lines import median, print_line, report
 from tests.bench.processes import share
-from tests.bench.scene import adoptions, deploy, kill_daemon, pids, running, scene, until_spawned
+from tests.bench.scene import adoptions, deploy, halt, kill_daemon, pids, running, scene, until_spawned
 
 UNITS = 1000
-REST, INTERVAL = 5.0, 20.0
+REST, INTERVAL = 4.0, 10.0
 RETURNS = 5
 PROGRAM = """
 import _socket, os, time
@@ -49,6 +49,7 @@ def run(count: int) -> bool:
             taken = adoptions(fleet)[-RETURNS:]
             fleet.settle(120)
             restarts = sum(unit["restarts"] for unit in fleet.status()["units"])
+            halt(fleet)
     report("thousand_adopted_median", 1000 * median(taken), "ms")
     report("thousand_control_api_back_median", median(back), "s")
     return all(

@@ -21,8 +21,8 @@ from tests.bench.restart import AGES, Victims
 from tests.bench.scene import scene
 from tests.bench.stamps import Stamps
 
-RESTARTS = 20
-"""Of each: most of them answer once a second."""
+RESTARTS = 10
+"""Of each: most of them look once a second, or once in five."""
 Command = Callable[[Path, Path], list[str]]
 
 
