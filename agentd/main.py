@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from agentd.daemon.dependencies import in_order
 from agentd.daemon.metrics import render
 from agentd.daemon.ports import Actor
 from agentd.daemon.spawning import Spawning
-from agentd.daemon.supervisor import Supervisor
+from agentd.daemon.supervisor import ALIVE_WITHIN, Supervisor
 from agentd.errors import AgentdError, Conflict, Unavailable
 from agentd.host.capability import probe
 from agentd.host.keeper import Keeper
@@ -84,7 +84,13 @@ class Daemon:
         self._supervisor.record({"kind": "daemon.started", "actor": "agentd", "reason": text})
 
     def adopted(self, seconds: float) -> None:
-        """Say that every unit is supervised again: the snapshot is applied, and each deadline armed."""
+        """Every unit is supervised again: the snapshot is applied, and each deadline armed."""
+        self._supervisor.background(self._adopted(seconds))
+
+    async def _adopted(self, seconds: float) -> None:
+        """The keeper hears it first: what ends us from here on is no failed start."""
+        with suppress(AgentdError):
+            await self._supervisor.keeper.alive(ALIVE_WITHIN)
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
         text = f"{living} processes in {1000 * seconds:.0f} ms since it went to the keeper"
         record = {"kind": "daemon.adopted", "actor": "agentd", "reason": text}

@@ -97,6 +97,7 @@ class Slot:
     def alive(self, within: float) -> None:
         """The daemon says that its supervision turns, and will say so again in this many seconds: else it is killed."""
         self.unwatch()
+        self._delay = FIRST_DELAY  # it supervised: what ends it from here on is no failed start
         self._watchdog = self._loop.after(within, lambda: self._silent(within))
 
     def unwatch(self) -> None:
