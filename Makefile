@@ -33,8 +33,8 @@ check: .venv/.installed ## format, lint, types, import contract
 chaos: .venv/.installed ## run every scenario of chaos/ and print promised against measured
 	@$(BIN)/python -m chaos.run $(SCENARIOS)
 
-bench: .venv/.installed ## measure against the reference, one JSON line each (BENCH=supervision)
-	@$(BIN)/python -m tests.bench $(BENCH)
+bench: .venv/.installed ## measure against the references, one JSON line each (BENCH=supervision[.restart] COUNT=200)
+	@$(BIN)/python -m tests.bench $(BENCH) $(if $(COUNT),--count $(COUNT))
 
 lock: .venv/.installed ## resolve the dependencies anew into requirements*.txt, with hashes
 	$(BIN)/python -m pip install --quiet pip-tools

@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,19 @@ class Daemon:
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
         text = f"agentd {__version__} came up as pid {os.getpid()}; {living} processes were running"
         self._supervisor.record({"kind": "daemon.started", "actor": "agentd", "reason": text})
+
+    def adopted(self, seconds: float) -> None:
+        """Every unit is supervised again: the snapshot is applied, and each deadline armed."""
+        self._supervisor.background(self._adopted(seconds))
+
+    async def _adopted(self, seconds: float) -> None:
+        """The keeper hears it first: what ends us from here on is no failed start."""
+        await self._supervisor.say_alive(READY_WITHIN)
+        living = sum(agent.process is not None for agent in self._supervisor.agents.values())
+        text = f"{living} processes in {1000 * seconds:.0f} ms since it went to the keeper"
+        record = {"kind": "daemon.adopted", "actor": "agentd", "reason": text}
+        self._supervisor.record({**record, "seconds": seconds, "processes": living})
+        log.logger().info("daemon.adopted", seconds=round(seconds, 6), processes=living, pid=os.getpid())
 
     async def come_up(self) -> None:
         """Serve, and start what is missing."""
@@ -259,6 +273,7 @@ class Daemon:
 async def run(config: Config, keeper_path: Path) -> int:
     """Run the daemon until it is told to go; the exit status."""
     early: list[Json] = []
+    begun = time.monotonic()
     keeper = await Keeper.connect(keeper_path, on_event=early.append)
     daemon = Daemon(config, keeper, keeper_path)
     keeper.on_lost = daemon.lost
@@ -269,6 +284,7 @@ async def run(config: Config, keeper_path: Path) -> int:
         keeper.on_event = daemon.hear
         for event in early:
             daemon.hear(event)
+        daemon.adopted(time.monotonic() - begun)
         coming = asyncio.create_task(daemon.come_up())
         coming.add_done_callback(daemon.ended_well)
         return await daemon.done

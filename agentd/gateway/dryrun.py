@@ -77,8 +77,8 @@ async def events(chat: ChatRequest, each: int) -> AsyncGenerator[bytes, None]:
         return b"data: %b\n\n" % json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
 
     for number, piece in enumerate(pieces):
-        if chat.model == "dry-run-slow":
-            await asyncio.sleep(_SLOW)
+        # Nothing else here waits: without a turn for the others, a long answer to a fast reader would be a hang.
+        await asyncio.sleep(_SLOW if chat.model == "dry-run-slow" else 0)
         delta = {"content": piece} if number else {"role": "assistant", "content": piece}
         yield event([{"index": i, "delta": delta, "finish_reason": None} for i in range(chat.choices)])
     reason = "length" if cut else "stop"

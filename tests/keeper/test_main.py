@@ -131,6 +131,24 @@ def test_slot_waits_for_the_young_only(short_dir: Path) -> None:
     loop.close()
 
 
+def test_slot_does_not_wait_longer_for_one_that_supervised(short_dir: Path) -> None:
+    """A daemon that dies soon after it said `alive` has its successor after the first delay, however often."""
+    loop = Loop()
+    slot = Slot(loop, Fleet(loop, str(short_dir), lambda _: None), ["/bin/sleep", "60"], dict(os.environ))
+    waits: list[float] = []
+    for alive_first in (False, False, True, True):
+        slot.start()
+        if alive_first:
+            slot.alive(60)
+        assert slot.pid is not None
+        os.kill(slot.pid, signal.SIGKILL)
+        os.waitpid(slot.pid, 0)
+        waits.append(slot._delay)
+        slot._exited(-signal.SIGKILL)
+    assert waits == [0.1, 0.2, 0.1, 0.1]
+    loop.close()
+
+
 def test_daemon_whose_input_is_bad_ends_the_keeper(bare: Keeper) -> None:
     """Exit status 2 before anybody said hello: it would be the same again, so the keeper ends with it."""
     bare.start("/bin/sh", "-c", "exit 2")
