@@ -48,11 +48,12 @@ def at() -> Iterator[House]:
 
 
 def spend_all(at: House, name: str) -> None:
-    """An answer costs more than the unit has, so that its next call finds nothing left."""
+    """An answer costs more than the unit has, so that its next call, for its next message, has it held."""
     at.provider.costs[name] = 5000
     at.bring(name, "H")
     at.finish(name, "H")
     at.fleet.post("/v1/send", {"to": name, "kind": "call", "data": {"model": "slow"}})
+    at.fleet.wait(name, state="held")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,6 @@ def struck(at: House) -> Struck:
     f.post("/v1/units/stopped/stop")
     spend_all(at, "poor")
     before = {moment.lower(): at.bring(moment.lower(), moment) for moment in "IMSH"}
-    f.wait("poor", state="held", inbox={"pending": 1})
     before["young"], before["deaf"] = at.starting("young"), at.stopping("deaf")
     f.kill(f.unit("counted")["pid"])
     f.wait("counted", state="running", restarts=1)
@@ -159,6 +159,7 @@ def test_held_stays_held(at: House, struck: Struck) -> None:
     """No room in its budget: held before and after, nothing burnt; raised, it does its message, the first attempt."""
     now = at.fleet.unit("poor")
     assert (now["state"], now["failures"], now["restarts"]) == ("held", 0, 0)
+    at.fleet.wait("poor", inbox={"pending": 1, "held": 0, "dead": 0})
     assert at.fleet.records(unit="poor", kind="unit.held")[0]["at"] < struck.at
     at.fleet.post("/v1/budget/poor/raise", {"tokens": 1_000_000})
     at.fleet.wait("poor", state="running")

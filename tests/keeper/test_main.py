@@ -370,6 +370,7 @@ def test_a_daemon_that_hangs_while_the_keeper_is_replaced_is_found(bare: Keeper,
         bare.start(*program)
     wait_until(lambda: len(lines(starts)) == 2, 10)
     assert not alive(int(lines(starts)[0]))
+    end_all(bare, starts)
 
 
 def test_a_keeper_that_stood_still_blames_nobody(bare: Keeper) -> None:
@@ -388,6 +389,16 @@ def test_a_keeper_that_stood_still_blames_nobody(bare: Keeper) -> None:
     wait_until(lambda: time.monotonic() > end)
     assert len(lines(starts)) == 2
     assert alive(client_of)
+    end_all(bare, starts)
+
+
+def end_all(bare: Keeper, starts: Path) -> None:
+    """The keeper, then its daemons, which look for another one for ever."""
+    bare.process.kill()
+    bare.process.wait()
+    for pid in filter(str.isdigit, lines(starts)):
+        if alive(int(pid)):
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def state(pid: int) -> str:
