@@ -21,11 +21,9 @@ cradles = Cradles()
 def make(group: Cgroup) -> list[str]:
     """Make the directory and its missing parents, write the settings; the directories made, outermost first.
 
-    A kill-cgroup that is there from an earlier run, and empty, is made anew: once ``cgroup.kill`` was written to one,
-    the kernel kills at birth whom clone3 puts there (seen on Linux 6.18: it counts kills, and compares with those of
-    the parent's own cgroup).
+    A kill-cgroup that no child can be born in any more (clone.py says why) is made anew, if nobody is in it.
     """
-    if group.kill:
+    if group.kill and not cradles.fit(group.path):
         remove(group.path)
     made = _directories(group.path)
     try:

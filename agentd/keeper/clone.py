@@ -47,6 +47,10 @@ class Cradles:
         """It is killed, was, or is gone."""
         self._fresh.discard(path)
 
+    def fit(self, path: str) -> bool:
+        """Whether a child can be born there, as far as it is for the cgroup to say."""
+        return self._always or path in self._fresh
+
     def fork(self, path: str) -> tuple[int, int] | None:
         """Fork into the cgroup: pid and pidfd, (0, -1) in the child. None where that is not to be had: the caller forks
         plainly and lets the child move itself, which names what is wrong.
@@ -56,7 +60,7 @@ class Cradles:
         if not self._tried:
             self._tried = True
             self._try(f"{os.path.dirname(path)}/{_TRIAL}")
-        if self._always or (self._sound and path in self._fresh):
+        if self._sound and self.fit(path):
             return _into(path)
         return None
 
