@@ -30,7 +30,7 @@ class World:
 
     def note(self, *_: Any) -> None: ...
 
-    def release(self, process: Process) -> None:
+    def release(self, *_: Any) -> None:
         raise AssertionError
 
     def guard(self, task: asyncio.Task[None]) -> None:
