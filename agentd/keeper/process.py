@@ -6,6 +6,7 @@ and what follows after exec is the unit's business.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import errno
 import fcntl
@@ -28,7 +29,7 @@ PR_SET_NO_NEW_PRIVS = 38
 # Resolved before any fork: no dynamic linking between fork and exec.
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
-_mask, _action = signal.pthread_sigmask.__wrapped__, signal.getsignal.__wrapped__  # type: ignore[attr-defined]
+_mask, _action = _signal.pthread_sigmask, _signal.getsignal
 """Without making an enumeration of each of 62 numbers: a tenth of a spawn."""
 _NO_SIGNALS: frozenset[int] = frozenset()
 _ALL_SIGNALS = frozenset(map(int, signal.valid_signals()))
