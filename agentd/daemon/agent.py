@@ -81,6 +81,7 @@ class World(Protocol):
     async def spawn(self, agent: Agent, invocation: str) -> Process: ...
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None: ...
     async def kill(self, agent: Agent, invocation: str) -> None: ...
+    def release(self, process: Process) -> None: ...
     def guard(self, task: asyncio.Task[None]) -> None: ...
     async def abort(self, agent: Agent, invocation: str) -> None: ...
     async def stamps(self, agent: Agent) -> tuple[float | None, float | None]: ...
@@ -108,6 +109,8 @@ class Agent:
         """The invocation whose spawn is on its way to the keeper."""
         self.unkept = ""
         """Why the next daemon would not know its state."""
+        self.predecessor: Process | None = None
+        """A dead process that the keeper forgets with the spawn that is on its way."""
         self._world = world
         self.dump = ""
         """Where the stacks of its last hang are written down."""
@@ -248,6 +251,9 @@ class Agent:
                 finally:
                     if self.spawning == invocation:
                         self.spawning = None
+                    if (dead := self.predecessor) is not None and self.process is None:
+                        self._world.release(dead)  # nothing came of the spawn
+                    self.predecessor = None
             case Signal(invocation, signal):
                 await self._world.signal(self, invocation, signal)
             case Kill(invocation):

@@ -23,12 +23,12 @@ from agentd.daemon.agent import Agent
 from agentd.daemon.config import Config, Upstream, refusal
 from agentd.errors import AgentdError, ConfigError, HostCannot, UnitFileError
 from agentd.host.capability import Capabilities, sweep
-from agentd.host.compile import Compiled, Finding, System, check_host, compile, compile_system  # noqa: A004 - the room's word
+from agentd.host.compile import Compiled, Finding, System, check_host, compile, compile_system, near  # noqa: A004 - the room's word
 from agentd.host.identity import Identities
 from agentd.host.lent import OwnOnly
 from agentd.host.place import Place, Rotation, make_directory
 from agentd.host.reach import EXECUTE, closed_component
-from agentd.host.stage import Stage, ours
+from agentd.host.stage import Slow, Stage, ours
 from agentd.keeper.plan import Listener, SpawnPlan
 from agentd.model.lifecycle import Policy
 from agentd.model.offspring import parent_of
@@ -167,13 +167,19 @@ class Spawning:
         return self._place.home(name)
 
     async def compile(self, agent: Agent, invocation: str) -> Compiled:
-        """The plan of one invocation. Staging an environment may take seconds, so it is done beside the loop."""
+        """The plan of one invocation: at once where that cannot take long, since somebody waits for the restart; beside
+        the loop where an environment is to be looked at or staged, or a place that may not answer."""
         if agent.unit is None:
             system = await asyncio.to_thread(self._system, agent.name)
             return await asyncio.to_thread(compile_system, system, invocation, self._place)
         try:
-            place = self._place if parent_of(agent.name) is None else replace(self._place, stage=self._own_stage)
-            return await asyncio.to_thread(compile, agent.unit, invocation, place)
+            if parent_of(agent.name) is not None:
+                place = replace(self._place, stage=self._own_stage)
+                return await asyncio.to_thread(compile, agent.unit, invocation, place)
+            with suppress(Slow):
+                if near(agent.unit):
+                    return compile(agent.unit, invocation, replace(self._place, stage=self._place.stage.at_once()))
+            return await asyncio.to_thread(compile, agent.unit, invocation, self._place)
         except AgentdError as error:
             raise unitfiles.of_host(error, agent.unit) from error
 

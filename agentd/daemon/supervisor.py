@@ -438,9 +438,13 @@ class Supervisor:
             self.record({"kind": "unit.left", "unit": process.unit, "invocation": process.invocation, "reason": text})
         self._last_words(process)
         event = Ended(process.invocation, process.exit, process.ended)
-        if (agent := self.agents.get(process.unit)) is not None:
+        agent = self.agents.get(process.unit)
+        if agent is not None:
             self.end(agent, event)
-        self.release(process)
+        if agent is None or agent.spawning is None:
+            self.release(process)
+        else:  # a successor is on its way, and with it the keeper forgets this one
+            agent.predecessor = process
 
     def end(self, agent: Agent, event: Ended) -> None:
         """A unit ended; first those that are restarted with it learn so."""

@@ -97,6 +97,19 @@ def compile(unit: Unit, invocation: str, place: Place) -> Compiled:  # noqa: A00
     return Compiled(plan, {}, isolated.level, isolated.warnings + ((warning,) if warning else ()))
 
 
+def near(unit: Unit) -> bool:
+    """Whether its plan depends only on places without which agentd could not go on either: no mount of a server that
+    has gone away, no directory of users, can hold up whoever makes it."""
+    agent = unit.agent
+    program, *arguments = agent.exec
+    elsewhere = (agent.workdir, agent.env_file, agent.user, agent.env.get("PATH"))
+    of_the_host = "/" not in program or program.startswith(_HOST)
+    return elsewhere == (None,) * 4 and of_the_host and not any("/" in argument for argument in arguments[:1])
+
+
+_HOST = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/usr/local/bin/")
+
+
 @dataclass(frozen=True, slots=True)
 class System:
     """A system unit (bus, router, gateway): what agentd itself wants to have run."""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import agentd
@@ -80,8 +81,9 @@ def interpreter(path: Path) -> Interpreter | None:
     return Interpreter(path.parent.parent, base, program, base_packages=shared is not None)
 
 
+@cache
 def ours() -> Interpreter | None:
-    """The interpreter that runs this process."""
+    """The interpreter that runs this process: what it was when we began, whatever becomes of its files."""
     return interpreter(Path(sys.prefix) / "bin" / "python")
 
 
@@ -118,6 +120,10 @@ def require_roots(python: Interpreter) -> None:
             )
 
 
+class Slow(Exception):
+    """It would take too long for whoever asked ``at_once``."""
+
+
 class Stage:
     """The stages of one fleet, below one directory."""
 
@@ -125,6 +131,14 @@ class Stage:
         # A stage names itself in its files, and processes name it by the real path: it may be a link to another disk.
         self.directory = Path(os.path.realpath(directory))
         self._fresh: dict[Interpreter, tuple[float, Path]] = {}
+        self.hurried = False
+        """Whoever asks cannot wait: what is not known at once is ``Slow``."""
+
+    def at_once(self) -> Stage:
+        """The same stages for somebody who cannot wait for a look at the environment, let alone for a copy."""
+        other = Stage(self.directory)
+        other._fresh, other.hurried = self._fresh, True
+        return other
 
     def translate(self, path: Path, python: Interpreter) -> Path:
         """Where ``path``, below the interpreter's own directories, stands in its stage (made if missing)."""
@@ -143,6 +157,8 @@ class Stage:
         seen, root = self._fresh.get(python, (-FRESH, Path()))
         if time.monotonic() - seen < FRESH and root.is_dir():
             return root
+        if self.hurried:
+            raise Slow(str(python.top))
         root = self.directory / _digest(python)
         self._fresh[python] = (time.monotonic(), root)
         if root.is_dir():

@@ -5,6 +5,7 @@ From its cgroups where it has them, else from its process tree. Reads only; a un
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,23 +34,22 @@ class Usage:
 
 def read(unit: str, pid: int | None, level: str, capabilities: Capabilities) -> Usage:
     """The present usage of a unit whose main process is ``pid`` and that runs at this isolation level."""
-    parents = {name: parent / unit for name, parent in capabilities.parents.items()}
-    kill = parents.get("kill")
-    if level == "cgroup" and kill is not None and "memory" in parents:
-        return _of_cgroup(parents["memory"], kill, v2=capabilities.mode == "v2")
+    parents = capabilities.parents
+    if level == "cgroup" and "kill" in parents and "memory" in parents:
+        return _of_cgroup(f"{parents['memory']}/{unit}", f"{parents['kill']}/{unit}", v2=capabilities.mode == "v2")
     return _of_tree(pid)
 
 
-def _of_cgroup(memory: Path, whole: Path, *, v2: bool) -> Usage:
-    used = _number(memory / ("memory.current" if v2 else "memory.usage_in_bytes"))
-    cache = _table(memory / "memory.stat").get("inactive_file" if v2 else "total_inactive_file", 0)
-    cpu = _table(whole / "cpu.stat").get("usage_usec")
-    events = _table(memory / ("memory.events" if v2 else "memory.oom_control"))
+def _of_cgroup(memory: str, whole: str, *, v2: bool) -> Usage:
+    used = _read(f"{memory}/{'memory.current' if v2 else 'memory.usage_in_bytes'}").strip()
+    cache = _value(_read(f"{memory}/memory.stat"), b"inactive_file" if v2 else b"total_inactive_file") or 0
+    cpu = _value(_read(f"{whole}/cpu.stat"), b"usage_usec")
+    kills = _value(_read(f"{memory}/{'memory.events' if v2 else 'memory.oom_control'}"), b"oom_kill")
     return Usage(
-        memory=None if used is None else max(0, used - cache),
+        memory=max(0, int(used) - cache) if used.isdigit() else None,
         cpu_seconds=None if cpu is None else cpu / 1e6,
-        processes=len(_lines(whole / "cgroup.procs")),
-        oom_kills=events.get("oom_kill", 0),
+        processes=_read(f"{whole}/cgroup.procs").count(b"\n"),
+        oom_kills=kills or 0,
     )
 
 
@@ -97,18 +97,25 @@ def _processes(wanted: int | None) -> dict[int, _Row]:
     return table
 
 
-def _lines(file: Path) -> list[str]:
+def _read(path: str) -> bytes:
+    """A file of a cgroup, by the shortest way: a status of 1000 units reads 5000. Nothing if it went with its unit."""
     try:
-        return file.read_text().splitlines()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return []  # the cgroup went with its unit
+        return b""
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
-def _number(file: Path) -> int | None:
-    lines = _lines(file)
-    return int(lines[0]) if lines and lines[0].isdigit() else None
-
-
-def _table(file: Path) -> dict[str, int]:
-    pairs = (line.split() for line in _lines(file))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+def _value(table: bytes, name: bytes) -> int | None:
+    """The number behind this name in lines of ``name number``."""
+    _, found, rest = (b"\n" + table).partition(b"\n" + name + b" ")
+    number = rest.partition(b"\n")[0]
+    return int(number) if found and number.isdigit() else None

@@ -30,6 +30,9 @@ class World:
 
     def note(self, *_: Any) -> None: ...
 
+    def release(self, *_: Any) -> None:
+        raise AssertionError
+
     def guard(self, task: asyncio.Task[None]) -> None:
         self.tasks.append(task)
 

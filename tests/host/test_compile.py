@@ -16,12 +16,13 @@ import pytest
 
 from agentd.errors import HostCannot, UnitFileError
 from agentd.host.capability import Capabilities
-from agentd.host.compile import Compiled, System, check_host, compile_system
+from agentd.host.compile import Compiled, System, check_host, compile_system, near
 from agentd.host.compile import compile as compile_unit
 from agentd.host.identity import Account, Identities
 from agentd.host.place import Place
 from agentd.host.program import find
 from agentd.keeper.plan import Listener, SpawnPlan
+from agentd.model import reading
 from agentd.model.unit import Unit
 from agentd.wire.key import verify
 
@@ -388,3 +389,23 @@ def test_one_broken_unit_leaves_the_others(place: Place, write_unit: WriteUnit) 
     with pytest.raises(UnitFileError):
         compile_unit(write_unit("a", "no-such-program"), INVOCATION, place)
     assert compile_unit(write_unit("b", "sh"), INVOCATION, place).plan.executable == shutil.which("sh")
+
+
+@pytest.mark.parametrize(
+    ("agent", "expected"),
+    [
+        ('exec = ["sleep", "1"]', True),
+        ('exec = ["/bin/bash", "-c", "echo"]', True),
+        ('exec = ["python", "-m", "agent"]', True),
+        ('exec = ["python", "/mnt/agent.py"]', False),
+        ('exec = ["/mnt/agent"]', False),
+        ('exec = ["sleep", "1"]\nworkdir = "/mnt"', False),
+        ('exec = ["sleep", "1"]\nenv_file = "keys"', False),
+        ('exec = ["sleep", "1"]\nuser = "me"', False),
+        ('exec = ["sleep", "1"]\nenv = { PATH = "/mnt/bin" }', False),
+    ],
+)
+def test_what_may_not_answer_is_not_near(agent: str, expected: bool) -> None:
+    """The daemon's loop makes a plan itself only where no mount, directory of users or file of somebody else can hold
+    it up: a server that has gone away may stop one unit, never supervision."""
+    assert near(reading.parse(f"[agent]\n{agent}\n", "a", "/u/a.toml")) is expected

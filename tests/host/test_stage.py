@@ -204,3 +204,14 @@ def test_what_is_no_python_is_none() -> None:
     assert stage.interpreter(Path("/bin/sh")) is None
     assert stage.interpreter(Path("/tmp/bin/python")) is None
     assert stage.interpreter(Path(sys.prefix) / "bin/python") == own()
+
+
+def test_who_cannot_wait_gets_what_is_known_or_nothing(ready: Stage) -> None:
+    """A look at an environment, or a copy, takes long: at once there is only what was looked at this very moment."""
+    root = ready.stage(own())
+    assert ready.at_once().stage(own()) == root
+    later = Stage(ready.directory)
+    with pytest.raises(stage.Slow):
+        later.at_once().stage(own())
+    assert later.stage(own()) == root
+    assert later.at_once().stage(own()) == root
