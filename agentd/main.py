@@ -8,7 +8,6 @@ import ctypes
 import fcntl
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from agentd.store.journal import Journal
 from agentd.store.memory import Memory
 from agentd.wire import log
 from agentd.wire.facts import Server
+from agentd.wire.leaving import leave
 from agentd.wire.notify import notify
 
 READY_WITHIN = 15.0
@@ -318,4 +318,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -59,6 +59,8 @@ T = TypeVar("T")
 SPAWNS_AT_ONCE = 8
 """Spawns that the keeper is asked for at once. First starts and restarts have a bound each, so that a crash does not
 wait for a fleet that starts; agentd's own units wait for nobody."""
+STOPS_A_TURN = 50
+"""Units that are told to stop before the keeper hears of them."""
 DUMP_WITHIN = 1.0
 """Seconds that writing down the stacks of a hung unit may delay its SIGABRT."""
 ALIVE_EVERY = 1.0
@@ -241,8 +243,11 @@ class Supervisor:
 
     async def _stop_these(self, names: Iterable[str], asked: Asked) -> None:
         agents = [self.agents[name] for name in names]
-        for agent in agents:
-            agent.post(Stop(asked.actor, asked.reason, asked.correlation))
+        for count, agent in enumerate(agents, 1):
+            if self.agents.get(agent.name) is agent:  # and not removed meanwhile
+                agent.post(Stop(asked.actor, asked.reason, asked.correlation))
+            if not count % STOPS_A_TURN:
+                await asyncio.sleep(0)  # these go to the keeper, which works on them while we go on
         patience = self._patience(agent.name for agent in agents)
         await self.until(lambda: all(agent.life.phase not in LIVE for agent in agents), patience)
         self.keeper.post("forget", units=[agent.name for agent in agents if agent.life.phase not in LIVE])

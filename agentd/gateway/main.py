@@ -31,6 +31,7 @@ from agentd.gateway.units import Units
 from agentd.gateway.upstream import Upstreams
 from agentd.wire import activation, log
 from agentd.wire.facts import Change, Client, Facts, Server
+from agentd.wire.leaving import leave
 from agentd.wire.notify import notify
 
 BEAT = 1.0
@@ -211,4 +212,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

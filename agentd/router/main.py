@@ -22,6 +22,7 @@ from agentd.errors import AgentdError, ConfigError
 from agentd.router.router import Router
 from agentd.wire import activation, config, log
 from agentd.wire.facts import Client, Server
+from agentd.wire.leaving import leave
 from agentd.wire.notify import notify
 
 _BEAT = 1.0
@@ -110,3 +111,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)
