@@ -14,6 +14,7 @@ import signal as signals
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -290,9 +291,14 @@ class Supervisor:
         return Now(time.monotonic(), time.time(), random.random())  # noqa: S311 - jitter, not a secret
 
     def changed(self, agent: Agent, before: Life) -> None:
-        """Remember and tell, before any effect is executed."""
+        """Remember and tell, before any effect is executed. A heartbeat is nothing that others have to know: whoever
+        adopts a unit gives it a whole one."""
         life = agent.life
-        if (life.floor, life.wanted, self.schedules.serial(agent.name)) != self._saved.get(agent.name):
+        beats = life == replace(before, beat=life.beat, deadline=life.deadline)
+        memory = (life.floor, life.wanted, self.schedules.serial(agent.name))
+        if beats and life.phase is Phase.running and memory == self._saved.get(agent.name):
+            return
+        if memory != self._saved.get(agent.name):
             self._remember(agent)
         self.send_blob(agent)
         self._tell(agent)
@@ -420,8 +426,7 @@ class Supervisor:
         Each keeper anew: one that is away is followed by another, which expects nothing until it is told.
         """
         while True:
-            with suppress(AgentdError):  # away; or does not know this; or late: it was stopped itself
-                await self.keeper.alive(ALIVE_WITHIN)
+            self.keeper.post("alive", within=ALIVE_WITHIN)
             notify("WATCHDOG=1")  # to a service manager, where one started us
             await asyncio.sleep(ALIVE_EVERY)
 
