@@ -446,7 +446,14 @@ class Supervisor:
         event = Ended(process.invocation, process.exit, process.ended)
         if (agent := self.agents.get(process.unit)) is not None:
             self.end(agent, event)
-        self.release(process)
+        if self._over(agent):
+            self.keeper.post("forget", units=[process.unit])  # now: the keeper has time while the others end
+        else:
+            self.release(process)
+
+    def _over(self, agent: Agent | None) -> bool:
+        """Everything is being stopped, and it has: nobody takes it over any more."""
+        return self.stopping and agent is not None and agent.life.phase not in LIVE
 
     def end(self, agent: Agent, event: Ended) -> None:
         """A unit ended; first those that are restarted with it learn so."""
@@ -561,7 +568,8 @@ class Supervisor:
     def _send_blobs(self) -> None:
         untold, self._untold = self._untold, {}
         for name, agent in untold.items():
-            if self.agents.get(name) is agent and reports.fits(self, agent, text := self._text(agent)):
+            gone = self.agents.get(name) is not agent or self._over(agent)
+            if not gone and reports.fits(self, agent, text := self._text(agent)):
                 self.keeper.post("blob", unit=name, text=text)  # without a keeper the store has what matters
 
     async def _blob(self, agent: Agent) -> None:
