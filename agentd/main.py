@@ -146,10 +146,9 @@ class Daemon:
         self._supervisor.record({**record, "correlation": actor.correlation})
         asked = Asked(actor.name, actor.reason or "agentd goes down", actor.correlation)
         await self._supervisor.stop_all(asked)
-        await self._journal.flush()
         self._ended = True
         try:
-            await self._supervisor.keeper.end()
+            await asyncio.gather(self._journal.flush(), self._supervisor.keeper.end())
         except AgentdError as error:
             log.logger().warning("keeper.end", error=str(error))
         else:

@@ -40,11 +40,16 @@ class Finding:
 
 
 async def watch_probe(
-    probe: Probe, patience: float, told: Callable[[Finding], None], command: Callable[[], Awaitable[None]] | None = None
+    probe: Probe,
+    patience: float,
+    told: Callable[[Finding], None],
+    command: Callable[[], Awaitable[None]] | None = None,
+    pause: Callable[[float], float] = float,
 ) -> None:
     """Ask for ever; ``told`` gets each finding that differs from the last. ``command`` asks a probe that is one.
 
-    Before the first good answer no failure counts for ``patience`` seconds.
+    Before the first good answer no failure counts for ``patience`` seconds. ``pause`` makes of the interval the seconds
+    until the next question.
     """
     began, well, last = time.monotonic(), False, Finding(0)
     while True:
@@ -59,7 +64,7 @@ async def watch_probe(
         if found != last:
             last = found
             told(found)
-        await asyncio.sleep(probe.interval if well else min(probe.interval, EAGER))
+        await asyncio.sleep(pause(probe.interval) if well else min(probe.interval, EAGER))
 
 
 async def _finding(probe: Probe, last: Finding, command: Callable[[], Awaitable[None]] | None) -> Finding:

@@ -53,6 +53,7 @@ from agentd.store.memory import Memory
 from agentd.wire.facts import Facts
 from agentd.wire.log import logger
 from agentd.wire.notify import notify
+from agentd.wire.rhythm import to_next
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -428,7 +429,7 @@ class Supervisor:
         while True:
             self.keeper.post("alive", within=ALIVE_WITHIN)
             notify("WATCHDOG=1")  # to a service manager, where one started us
-            await asyncio.sleep(ALIVE_EVERY)
+            await asyncio.sleep(to_next(ALIVE_EVERY))
 
     # --- what the world reports ---------------------------------------------------------------------------------------
 
