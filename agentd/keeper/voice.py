@@ -145,6 +145,8 @@ class Voice:
     def _heard(self) -> None:
         assert self._socket is not None
         if self._heeded():
+            if self._socket.beat(self.stamps, self.store):
+                return
             self._socket.drain(self.stamps, self.store)
         else:
             self._socket.drain(None)
