@@ -8,7 +8,6 @@ import ctypes
 import fcntl
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from agentd.store.journal import Journal
 from agentd.store.memory import Memory
 from agentd.wire import log
 from agentd.wire.facts import Server
+from agentd.wire.leaving import leave
 from agentd.wire.notify import notify
 
 READY_WITHIN = 15.0
@@ -94,11 +94,7 @@ class Daemon:
 
     def adopted(self, seconds: float) -> None:
         """Every unit is supervised again: the snapshot is applied, and each deadline armed."""
-        self._supervisor.background(self._adopted(seconds))
-
-    async def _adopted(self, seconds: float) -> None:
-        """The keeper hears it first: what ends us from here on is no failed start."""
-        await self._supervisor.say_alive(READY_WITHIN)
+        self._supervisor.say_alive(READY_WITHIN)  # first of all: what ends us from here on is no failed start
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
         text = f"{living} processes in {1000 * seconds:.0f} ms since it went to the keeper"
         record = {"kind": "daemon.adopted", "actor": "agentd", "reason": text}
@@ -160,10 +156,9 @@ class Daemon:
         self._supervisor.record({**record, "correlation": actor.correlation})
         asked = Asked(actor.name, actor.reason or "agentd goes down", actor.correlation)
         await self._supervisor.stop_all(asked)
-        await self._journal.flush()
         self._ended = True
         try:
-            await self._supervisor.keeper.end()
+            await asyncio.gather(self._journal.flush(), self._supervisor.keeper.end())
         except AgentdError as error:
             log.logger().warning("keeper.end", error=str(error))
         else:
@@ -212,7 +207,7 @@ class Daemon:
         self._looking = False
         self._supervisor.keeper = keeper
         keeper.on_lost = self.lost
-        self._supervisor.background(self._supervisor.say_alive())
+        self._supervisor.say_alive()
         resync(self._supervisor)
         keeper.on_event = self.hear
         for event in early:
@@ -335,4 +330,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -14,6 +14,7 @@ import signal as signals
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,7 @@ from agentd.store.memory import Memory
 from agentd.wire.facts import Facts
 from agentd.wire.log import logger
 from agentd.wire.notify import notify
+from agentd.wire.rhythm import to_next
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -59,6 +61,8 @@ T = TypeVar("T")
 SPAWNS_AT_ONCE = 8
 """Spawns that the keeper is asked for at once. First starts and restarts have a bound each, so that a crash does not
 wait for a fleet that starts; agentd's own units wait for nobody."""
+STOPS_A_TURN = 50
+"""Units that are told to stop before the keeper hears of them."""
 DUMP_WITHIN = 1.0
 """Seconds that writing down the stacks of a hung unit may delay its SIGABRT."""
 ALIVE_EVERY = 1.0
@@ -241,8 +245,11 @@ class Supervisor:
 
     async def _stop_these(self, names: Iterable[str], asked: Asked) -> None:
         agents = [self.agents[name] for name in names]
-        for agent in agents:
-            agent.post(Stop(asked.actor, asked.reason, asked.correlation))
+        for count, agent in enumerate(agents, 1):
+            if self.agents.get(agent.name) is agent:  # and not removed meanwhile
+                agent.post(Stop(asked.actor, asked.reason, asked.correlation))
+            if not count % STOPS_A_TURN:
+                await asyncio.sleep(0)  # these go to the keeper, which works on them while we go on
         patience = self._patience(agent.name for agent in agents)
         await self.until(lambda: all(agent.life.phase not in LIVE for agent in agents), patience)
         self.keeper.post("forget", units=[agent.name for agent in agents if agent.life.phase not in LIVE])
@@ -285,9 +292,14 @@ class Supervisor:
         return Now(time.monotonic(), time.time(), random.random())  # noqa: S311 - jitter, not a secret
 
     def changed(self, agent: Agent, before: Life) -> None:
-        """Remember and tell, before any effect is executed."""
+        """Remember and tell, before any effect is executed. A heartbeat is nothing that others have to know: whoever
+        adopts a unit gives it a whole one."""
         life = agent.life
-        if (life.floor, life.wanted, self.schedules.serial(agent.name)) != self._saved.get(agent.name):
+        beats = life == replace(before, beat=life.beat, deadline=life.deadline)
+        memory = (life.floor, life.wanted, self.schedules.serial(agent.name))
+        if beats and life.phase is Phase.running and memory == self._saved.get(agent.name):
+            return
+        if memory != self._saved.get(agent.name):
             self._remember(agent)
         self.send_blob(agent)
         self._tell(agent)
@@ -415,14 +427,13 @@ class Supervisor:
         Each keeper anew: one that is away is followed by another, which expects nothing until it is told.
         """
         while True:
-            await self.say_alive()
+            self.say_alive()
             notify("WATCHDOG=1")  # to a service manager, where one started us
-            await asyncio.sleep(ALIVE_EVERY)
+            await asyncio.sleep(to_next(ALIVE_EVERY))
 
-    async def say_alive(self, within: float = ALIVE_WITHIN) -> None:
-        """Once, and at once where the keeper is another."""
-        with suppress(AgentdError):  # away; or does not know this; or late: it was stopped itself
-            await self.keeper.alive(within)
+    def say_alive(self, within: float = ALIVE_WITHIN) -> None:
+        """Once, and at once where the keeper is another. No answer is waited for."""
+        self.keeper.post("alive", within=within)
 
     # --- what the world reports ---------------------------------------------------------------------------------------
 
@@ -441,10 +452,16 @@ class Supervisor:
         agent = self.agents.get(process.unit)
         if agent is not None:
             self.end(agent, event)
-        if agent is None or agent.spawning is None:
+        if agent is not None and agent.spawning is not None:
+            agent.predecessor = process  # a successor is on its way, and with it the keeper forgets this one
+        elif self._over(agent):
+            self.keeper.post("forget", units=[process.unit])  # now: the keeper has time while the others end
+        else:
             self.release(process)
-        else:  # a successor is on its way, and with it the keeper forgets this one
-            agent.predecessor = process
+
+    def _over(self, agent: Agent | None) -> bool:
+        """Everything is being stopped, and it has: nobody takes it over any more."""
+        return self.stopping and agent is not None and agent.life.phase not in LIVE
 
     def end(self, agent: Agent, event: Ended) -> None:
         """A unit ended; first those that are restarted with it learn so."""
@@ -559,7 +576,8 @@ class Supervisor:
     def _send_blobs(self) -> None:
         untold, self._untold = self._untold, {}
         for name, agent in untold.items():
-            if self.agents.get(name) is agent and reports.fits(self, agent, text := self._text(agent)):
+            gone = self.agents.get(name) is not agent or self._over(agent)
+            if not gone and reports.fits(self, agent, text := self._text(agent)):
                 self.keeper.post("blob", unit=name, text=text)  # without a keeper the store has what matters
 
     async def _blob(self, agent: Agent) -> None:

@@ -19,6 +19,7 @@ from agentd.daemon.probing import Finding, watch_probe
 from agentd.model.lifecycle import Excused, Hang, Phase, Recovered
 from agentd.model.liveness import Activity, Held, Probed, Pulse, Sign, Verdict, activity, progress
 from agentd.model.probe import Probe
+from agentd.wire.rhythm import to_next
 
 Json = dict[str, Any]
 
@@ -145,7 +146,8 @@ class Watch:
             self.judge(agent)
 
         patience = agent.policy.start_timeout
-        asking = watch_probe(probe, patience, told, lambda: self._command(agent, probe))
+        pause = to_next if agent.unit is None else float  # of many units not all at the same moment
+        asking = watch_probe(probe, patience, told, lambda: self._command(agent, probe), pause)
         seen.probing = asyncio.create_task(asking, name=f"probe {agent.name}")
         self._guard(seen.probing)
 

@@ -31,7 +31,9 @@ from agentd.gateway.units import Units
 from agentd.gateway.upstream import Upstreams
 from agentd.wire import activation, log
 from agentd.wire.facts import Change, Client, Facts, Server
+from agentd.wire.leaving import leave
 from agentd.wire.notify import notify
+from agentd.wire.rhythm import to_next
 
 BEAT = 1.0
 HOLD_KNOWN = 0.1
@@ -124,7 +126,7 @@ class Gateway:
             notify("WATCHDOG=1")
             self._board.metrics()
             self.facts.set("upstreams", self._upstreams.facts())
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(to_next(BEAT))
 
     # -- neighbours
 
@@ -211,4 +213,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -63,6 +63,7 @@ class Meter:
         self._changed = changed
         self._parked: list[Parked] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._arming: asyncio.Handle | None = None
         self._fleet = False
 
     # -- opening
@@ -80,8 +81,9 @@ class Meter:
 
     async def close(self) -> None:
         """Nothing is admitted any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._arming):
+            if handle is not None:
+                handle.cancel()
         await self._file.close()
 
     def limit(self, scope: str, allowance: Allowance | None) -> None:
@@ -93,7 +95,8 @@ class Meter:
         if record != before:
             self._write(record)
             self._moved({scope})
-            self._arm()
+            if self._arming is None:  # once for all limits of this turn: it looks at every scope
+                self._arming = asyncio.get_running_loop().call_soon(self._arm)
 
     # -- calls
 
@@ -249,6 +252,7 @@ class Meter:
 
     def _arm(self) -> None:
         """Wake up when the next period of any scope begins."""
+        self._arming = None
         if self._timer is not None:
             self._timer.cancel()
         ends = [end for scope in self.ledger.limits if (end := self.standing(scope).resets_at) is not None]

@@ -141,10 +141,6 @@ class Keeper:
         answer = await self._ask("beats", unit=unit)
         return answer["beats"].get(unit), answer.get("output", {}).get(unit)
 
-    async def alive(self, within: float) -> None:
-        """Say that the daemon's supervision turns, and will say so again within so many seconds."""
-        await self._ask("alive", within=within)
-
     async def blob(self, unit: str, text: str | None) -> None:
         """Leave up to 1 MiB with the keeper for the next daemon; None drops it."""
         await self._ask("blob", unit=unit, text=text)

@@ -129,15 +129,24 @@ class Loop:
     def _turn(self) -> None:
         # Stopped and continued, the wait for a timer returns nothing though sockets are full: they come before timers.
         events = self._epoll.poll(self._timeout()) or self._epoll.poll(0)
-        ready = [(self._watches[fd], mask) for fd, mask in events if fd in self._watches]
+        ready = [(watch, mask) for fd, mask in events if (watch := self._watches.get(fd)) is not None]
+        bulk = False
         for watch, mask in ready:
-            if watch.live and not watch.bulk:
+            if watch.bulk:
+                bulk = True
+            elif watch.live:
                 _guarded(watch.action, mask)
-        self._due()
+        if self._timers:
+            self._due()
+        if self._last:
+            self._finish()
+        if bulk:
+            self._bulk([watch for watch, _ in ready if watch.bulk])
+
+    def _finish(self) -> None:
         last, self._last = self._last, []
         for action in last:
             _guarded(lambda _, action=action: action(), 0)  # type: ignore[misc]
-        self._bulk([watch for watch, _ in ready if watch.bulk])
 
     def _bulk(self, ready: list[Watch]) -> None:
         if len(ready) > BULK_MOST:

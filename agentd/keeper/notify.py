@@ -14,6 +14,7 @@ import socket
 import stat
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from agentd.keeper import fdstore
 
@@ -25,6 +26,8 @@ FLOOD_GAP = 0.05
 processor. The kernel makes the sender wait."""
 STATUS_LENGTH = 256
 RECEIVE_BUFFER = 1 << 20
+Received = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
+"""What recvmsg returns."""
 LONGEST_EXTENSION = 3600.0
 """Seconds that one EXTEND_TIMEOUT_USEC= may ask for."""
 
@@ -96,6 +99,7 @@ class Stamps:
         return True
 
 
+_BEAT = b"WATCHDOG=1"
 _TIMES = frozenset({"EXTEND_TIMEOUT_USEC", "WATCHDOG_USEC"})
 _HARMLESS = frozenset(
     {
@@ -149,17 +153,10 @@ class NotifySocket:
         """Read at most this many datagrams into stamps and store, or drop them (None); how many there were."""
         for count in range(most):
             try:
-                datagram, ancillary, flags, _ = self._socket.recvmsg(DATAGRAM, fdstore.ROOM, socket.MSG_CMSG_CLOEXEC)
+                received = self._socket.recvmsg(DATAGRAM, fdstore.ROOM, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return count
-            good = stamps is not None and not flags & socket.MSG_TRUNC and stamps.take(datagram, time.monotonic())
-            self.dropped += not good
-            if ancillary or b"FDSTORE" in datagram:
-                fds = fdstore.received(ancillary)
-                if good and store is not None:
-                    store.take(datagram, fds, cut=bool(flags & socket.MSG_CTRUNC))
-                else:
-                    fdstore.close(fds)
+            self._take(received, stamps, store)
         return most
 
     def flooded(self, count: int, now: float) -> bool:
@@ -168,6 +165,32 @@ class NotifySocket:
             self._since, self._count = now, 0
         self._count += count
         return self._count >= PER_TURN
+
+    def beat(self, stamps: Stamps, store: fdstore.Store | None) -> bool:
+        """Read one datagram; whether that was all: a heartbeat and nothing else, as nearly always.
+
+        What comes behind it keeps the descriptor readable.
+        """
+        try:
+            received = self._socket.recvmsg(DATAGRAM, fdstore.ROOM, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return True
+        if received[0] == _BEAT and not received[1]:
+            stamps.beat = time.monotonic()
+            return True
+        self._take(received, stamps, store)
+        return False
+
+    def _take(self, received: Received, stamps: Stamps | None, store: fdstore.Store | None) -> None:
+        datagram, ancillary, flags, _ = received
+        good = stamps is not None and not flags & socket.MSG_TRUNC and stamps.take(datagram, time.monotonic())
+        self.dropped += not good
+        if ancillary or b"FDSTORE" in datagram:
+            fds = fdstore.received(ancillary)
+            if good and store is not None:
+                store.take(datagram, fds, cut=bool(flags & socket.MSG_CTRUNC))
+            else:
+                fdstore.close(fds)
 
     def close(self) -> None:
         """Unbind and remove the socket file."""

@@ -145,7 +145,14 @@ class Voice:
 
     def _heard(self) -> None:
         assert self._socket is not None
-        count = self._socket.drain(self.stamps, self.store) if self._heeded() else self._socket.drain(None)
+        if not self._heeded():
+            count = self._socket.drain(None)
+        elif self._socket.beat(self.stamps, self.store):
+            if self._socket.flooded(1, self.stamps.beat or 0.0):
+                self._loop.rest(self._socket.fileno(), FLOOD_GAP)
+            return
+        else:
+            count = self._socket.drain(self.stamps, self.store) + 1
         if self._socket.flooded(count, time.monotonic()):
             self._loop.rest(self._socket.fileno(), FLOOD_GAP)
         self.tell()

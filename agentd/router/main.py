@@ -22,7 +22,9 @@ from agentd.errors import AgentdError, ConfigError
 from agentd.router.router import Router
 from agentd.wire import activation, config, log
 from agentd.wire.facts import Client, Server
+from agentd.wire.leaving import leave
 from agentd.wire.notify import notify
+from agentd.wire.rhythm import to_next
 
 _BEAT = 1.0
 
@@ -71,7 +73,7 @@ async def _beat(router: Router) -> None:
     while True:
         notify("WATCHDOG=1")
         router.beat()
-        await asyncio.sleep(_BEAT)
+        await asyncio.sleep(to_next(_BEAT))
 
 
 def _channels(directory: Path) -> None:
@@ -110,3 +112,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -261,3 +261,25 @@ async def test_a_silent_keeper_is_too_late(peer: Peer, monkeypatch: pytest.Monke
     assert await asked == {"u": 1.5}
     sock.close()
     keeper.close()
+
+
+async def test_what_is_asked_at_once_travels_together(peer: Peer) -> None:
+    """A keeper that understands batches gets one packet for the requests of a turn, in order; each gets its answer."""
+    keeper, sock = await asyncio.gather(Keeper.connect(peer.path), peer.accept({**WELCOME, "batch": True}))
+    asked = [asyncio.create_task(keeper.kill(f"u{n}", INVOCATION)) for n in range(3)]
+    await asyncio.sleep(0)
+    keeper.post("release", unit="u9", invocation=INVOCATION)
+    batch = (await peer.receive(sock))["batch"]
+    assert isinstance(batch, list)
+    assert [(one["do"], one["unit"]) for one in batch] == [*(("kill", f"u{n}") for n in range(3)), ("release", "u9")]
+    assert "id" not in batch[3]
+    gone = {"code": "gone", "message": "u1 does not live"}
+    answers = [{"answer": one["id"]} | ({"error": gone} if one["unit"] == "u1" else {}) for one in batch[:3]]
+    protocol.send(sock, {"batch": [*answers, {"rev": 1, "event": "status", "unit": "u0"}]})
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(result) for result in found] == [type(None), NotActive, type(None)]
+    assert keeper.events.get_nowait()["unit"] == "u0"
+    keeper.post("blob", unit="u0", text="last words")
+    keeper.close()  # what was posted before leaves before
+    assert (await peer.receive(sock))["text"] == "last words"
+    sock.close()
