@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+TEST_WORKERS ?= 2
 SYSTEM_DEPS := netcat-openbsd python3-venv
 
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ demo: .venv/.installed ## start a real fleet, break it five ways, and show what 
 	@$(BIN)/python -m chaos.demo $(if $(DEMO_INPUT),--input "$(DEMO_INPUT)")
 
 test: .venv/.installed ## run the tests (real processes, a real nats-server; as root or not)
-	$(BIN)/python -m pytest -q $(TESTS)
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile $(TESTS)
 
 check: .venv/.installed ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
