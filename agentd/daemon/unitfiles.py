@@ -233,13 +233,14 @@ def place(directory: Path, layer: Layer) -> Path:
 def install(directory: Path, layer: Layer) -> Path:
     """Write one file into the units directory, whole or not at all; where it is."""
     target = place(directory, layer)
-    if layer.file == str(target):
+    in_place = layer.file == str(target)
+    if in_place and _holds(target, layer.text):
         return target
     fresh = target.with_name(f".{target.name}.new")
     try:
         if target.parent != directory:
             target.parent.mkdir(mode=0o755, exist_ok=True)
-        fresh.write_text(anchored(layer), encoding="utf-8")
+        fresh.write_text(layer.text if in_place else anchored(layer), encoding="utf-8")
         fresh.chmod(0o644)
         os.replace(fresh, target)
     except OSError as error:
@@ -247,6 +248,14 @@ def install(directory: Path, layer: Layer) -> Path:
             fresh.unlink(missing_ok=True)
         raise ConfigError(f"{target}: cannot be written: {error.strerror}.", hint="Nothing was changed.") from error
     return target
+
+
+def _holds(file: Path, text: str) -> bool:
+    """Whether this file says this already."""
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def remove(directory: Path, name: str) -> list[str]:

@@ -297,7 +297,7 @@ MUTANTS = {
         "if self._parting.pop(name, None) is not None and",
         "if self._parting.get(name) is None and",
     ),
-    "a strategy asks nobody": ('if how == "one_for_one":', "if True:"),
+    "a strategy asks nobody": ('if agent.unit is None or agent.unit.restart.strategy == "one_for_one":', "if True:"),
     "whoever requires what is stopped is only kept down": ("if needed in events and one not in events:", "if False:"),
     "a blocked unit is said to be on its way": (
         "                if not agent.life.waiting:\n                    return True\n",
