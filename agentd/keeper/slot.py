@@ -162,6 +162,7 @@ class Slot:
             process.reset_signals()
             process.restore_limits()
             os.setsid()  # Ctrl-C is for the keeper, which stops all in order
+            process.come_first()
             os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, frozenset())
             os.execvpe(self._argv[0], self._argv, self._env)  # noqa: S606 - a program, not a shell line

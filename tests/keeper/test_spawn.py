@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from agentd.keeper import trail
+from agentd.keeper.process import PRIORITY
 from tests.keeper.conftest import ROOT, Keeper, alive
 
 SELF_PORTRAIT = """
@@ -316,3 +317,11 @@ def test_output_fifo_belongs_to_the_unit(keeper: Keeper) -> None:
     client.done("spawn", plan=keeper.shell("echo again > /dev/stdout", uid=60001, gid=60001))
     assert client.event("ended")["process"]["exit"] == 0
     assert keeper.log() == "again\n"
+
+
+@pytest.mark.root
+def test_the_keeper_comes_before_its_units(keeper: Keeper) -> None:
+    """A unit that burns every processor does not delay the one who is to restart it; units are equal among each other."""
+    row = keeper.client().done("spawn", plan=keeper.shell("exec sleep 1000"))["process"]
+    assert os.getpriority(os.PRIO_PROCESS, keeper.process.pid) == PRIORITY
+    assert os.getpriority(os.PRIO_PROCESS, row["pid"]) == os.getpriority(os.PRIO_PROCESS, 0)
