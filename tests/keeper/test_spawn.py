@@ -321,7 +321,7 @@ def test_output_fifo_belongs_to_the_unit(keeper: Keeper) -> None:
 
 @pytest.mark.root
 def test_the_keeper_comes_before_its_units(keeper: Keeper) -> None:
-    """A unit that burns every processor does not delay the one who is to restart it; units are equal among each other."""
+    """A unit that burns every processor does not delay the one who is to restart it; units are equal."""
     row = keeper.client().done("spawn", plan=keeper.shell("exec sleep 1000"))["process"]
     assert os.getpriority(os.PRIO_PROCESS, keeper.process.pid) == PRIORITY
     assert os.getpriority(os.PRIO_PROCESS, row["pid"]) == os.getpriority(os.PRIO_PROCESS, 0)
