@@ -23,6 +23,7 @@ from agentd.daemon.adopt import resting, restore, resync
 from agentd.daemon.config import Config
 from agentd.daemon.control import Controller
 from agentd.daemon.dependencies import in_order
+from agentd.daemon.instances import Instances
 from agentd.daemon.intention import Intention
 from agentd.daemon.metrics import render
 from agentd.daemon.ports import Actor
@@ -51,10 +52,26 @@ ASKED = Asked("agentd", "agentd came up")
 Json = dict[str, Any]
 
 
+class Kept:
+    """What is on our own disk. It is read before the keeper is asked: from then on units wait to be supervised."""
+
+    def __init__(self, config: Config) -> None:
+        self.memory = Memory(config.state / "units.log")
+        self.lives = self.memory.load()
+        self.instances = Instances(self.memory, self.lives)
+        self.units = unitfiles.load(config.units, self.instances.names)
+        self.journal = Journal.open(config.state / "journal.db")
+
+    async def close(self) -> None:
+        """Let go of it; the journal is written first."""
+        await self.journal.close()
+        self.memory.close()
+
+
 class Daemon:
     """The daemon's parts, in the order in which they come and go."""
 
-    def __init__(self, config: Config, keeper: Keeper, keeper_path: Path) -> None:
+    def __init__(self, config: Config, keeper: Keeper, keeper_path: Path, kept: Kept) -> None:
         self._config = config
         self._keeper_path = keeper_path
         self._ended = False
@@ -62,11 +79,10 @@ class Daemon:
         self._looking = False
         """The keeper is lost and looked for."""
         self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._memory = Memory(config.state / "units.log")
-        self._journal = Journal.open(config.state / "journal.db")
+        self._kept, self._journal = kept, kept.journal
         capabilities = probe(config.runtime, pid=keeper.welcome["keeper"]["pid"])
-        spawning = Spawning(config, capabilities, self._memory.load())
-        self._supervisor = Supervisor(keeper, spawning, self._memory, self._journal)
+        spawning = Spawning(config, capabilities, kept.lives)
+        self._supervisor = Supervisor(keeper, spawning, kept.memory, kept.lives, kept.instances, self._journal)
         self._controller = Controller(config, self._supervisor, self._journal, self.go_down)
         self._facts = Server(
             self._supervisor.facts,
@@ -84,10 +100,8 @@ class Daemon:
 
     def adopt(self) -> None:
         """Take over what lives. From here on the keeper's events find their mailboxes."""
-        instances = self._supervisor.instances
-        loaded = unitfiles.load(self._config.units, instances.names)
-        self._controller.take(loaded)
-        self._new = restore(self._supervisor, loaded.units) - instances.resting
+        self._controller.take(self._kept.units)
+        self._new = restore(self._supervisor, self._kept.units.units) - self._supervisor.instances.resting
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
         text = f"agentd {__version__} came up as pid {os.getpid()}; {living} processes were running"
         self._supervisor.record({"kind": "daemon.started", "actor": "agentd", "reason": text})
@@ -244,8 +258,7 @@ class Daemon:
             await self._scrape.close()
         await self._facts.close()
         await self._supervisor.close()
-        await self._journal.close()
-        self._memory.close()
+        await self._kept.close()
         self._supervisor.keeper.close()
 
     def _page(self) -> bytes:
@@ -268,9 +281,14 @@ class Daemon:
 async def run(config: Config, keeper_path: Path) -> int:
     """Run the daemon until it is told to go; the exit status."""
     early: list[Json] = []
+    kept = Kept(config)
     begun = time.monotonic()
-    keeper = await Keeper.connect(keeper_path, on_event=early.append)
-    daemon = Daemon(config, keeper, keeper_path)
+    try:
+        keeper = await Keeper.connect(keeper_path, on_event=early.append)
+    except BaseException:
+        await kept.close()
+        raise
+    daemon = Daemon(config, keeper, keeper_path, kept)
     keeper.on_lost = daemon.lost
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, daemon.end, 0)

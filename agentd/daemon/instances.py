@@ -6,7 +6,7 @@ A replica exists because its template says so, an instance with a file because o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from agentd.errors import NoSuchUnit
@@ -21,11 +21,11 @@ _KEY = "instance/"
 class Instances:
     """The templates of the fleet, and which instances were asked for by name."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, remembered: Mapping[str, Json]) -> None:
         self.replicas: dict[str, int] = {}
         """Template → how many instances it asks for."""
         self._memory = memory
-        saved = memory.load().items()
+        saved = remembered.items()
         self._wanted = {key.removeprefix(_KEY): bool(blob.get("wanted")) for key, blob in saved if key.startswith(_KEY)}
 
     @property

@@ -76,7 +76,15 @@ STOP_MARGIN = 10.0
 class Supervisor:
     """All units of this host, agents and system units alike."""
 
-    def __init__(self, keeper: Keeper, spawning: Spawning, memory: Memory, journal: Journal) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        spawning: Spawning,
+        memory: Memory,
+        remembered: dict[str, Json],
+        instances: Instances,
+        journal: Journal,
+    ) -> None:
         self.agents: dict[str, Agent] = {}
         self.keeper = keeper
         """The connection of this moment; another takes its place when it is lost."""
@@ -85,7 +93,6 @@ class Supervisor:
         self.facts = Facts("daemon")
         self.links = Links(spawning.runtime, self._heard, self._keep)
         self.dependencies = Dependencies(self.agents, self, limit=spawning.config.fleet.parallel_starts)
-        remembered = memory.load()
         self.offspring = Offspring(self, remembered)
         self.watch = Watch(self.links, self.guard, spawning.probe, Commands(self).ask)
         self.schedules = Schedules(self.agents, self, remembered)
@@ -99,7 +106,7 @@ class Supervisor:
         """How many descriptors units have left with the keeper, as it tells."""
         self.broken: dict[str, Json] = {}
         """What is wrong with unit files that gave no unit: a finding of each, by name."""
-        self.instances = Instances(memory)
+        self.instances = instances
         self._memory = memory
         self._journal = journal
         self._unsent: set[str] = set()
