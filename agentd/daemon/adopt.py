@@ -135,7 +135,7 @@ def _feed(supervisor: Supervisor, agent: Agent, process: Process | None) -> None
         return
     agent.process = process
     if process.ended is None:
-        supervisor.witness.see(process, supervisor.spawning.fifo(agent.name))
+        supervisor.see_soon(process)
     supervisor.statuses[agent.name] = process.status
     agent.post(Spawned(invocation, process.pid, process.started))
     if process.ready is not None:

@@ -113,7 +113,12 @@ class Supervisor:
         self._starts, self._restarts = asyncio.Semaphore(SPAWNS_AT_ONCE), asyncio.Semaphore(SPAWNS_AT_ONCE)
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._saved: dict[str, tuple[str | None, bool, int]] = {}
+        self._saved: dict[str, tuple[str | None, bool, int]] = {
+            name: (blob["floor"], blob["wanted"], -1)
+            for name, blob in remembered.items()
+            if {"floor", "wanted"} == blob.keys()
+        }
+        """What the store says of each unit: newest id, whether it is wanted, serial of its agenda (-1: none)."""
         self._untold: dict[str, Agent] = {}
         """Those whose blob with the keeper is of yesterday."""
         self._log = logger()
@@ -371,6 +376,15 @@ class Supervisor:
         if agent.unit is None:
             return nullcontext()
         return self._restarts if agent.life.restarts else self._starts
+
+    def see_soon(self, process: Process) -> None:
+        """Hold what there is of a process that lives, once whatever is more urgent is done."""
+        asyncio.get_running_loop().call_soon(self._see, process)
+
+    def _see(self, process: Process) -> None:
+        agent = self.agents.get(process.unit)
+        if agent is not None and agent.process is process:
+            self.witness.see(process, self.spawning.fifo(agent.name))
 
     async def signal(self, agent: Agent, invocation: str, signal: str) -> None:
         """Send a signal to its main process."""
