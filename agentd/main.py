@@ -6,17 +6,16 @@ import argparse
 import asyncio
 import ctypes
 import fcntl
+import gc
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentd import __version__
-from agentd.api import metrics as scrape
-from agentd.api import server as api
 from agentd.daemon import config as configuration
 from agentd.daemon import unitfiles
 from agentd.daemon.adopt import resting, restore, resync
@@ -25,7 +24,6 @@ from agentd.daemon.control import Controller
 from agentd.daemon.dependencies import in_order
 from agentd.daemon.instances import Instances
 from agentd.daemon.intention import Intention
-from agentd.daemon.metrics import render
 from agentd.daemon.ports import Actor
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.supervisor import Supervisor
@@ -41,6 +39,10 @@ from agentd.wire import log
 from agentd.wire.facts import Server
 from agentd.wire.leaving import leave
 from agentd.wire.notify import notify
+
+if TYPE_CHECKING:
+    from agentd.api import metrics as scrape
+    from agentd.api import server as api
 
 READY_WITHIN = 15.0
 """Seconds that agents wait at a cold start for router and gateway; then they start all the same."""
@@ -110,6 +112,8 @@ class Daemon:
         """Every unit is supervised again: the snapshot is applied, and each deadline armed."""
         self._supervisor.say_alive(READY_WITHIN)  # first of all: what ends us from here on is no failed start
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
+        gc.freeze()  # what is there by now stays; a collection meanwhile would have been a pause for nothing
+        gc.enable()
         text = f"{living} processes in {1000 * seconds:.0f} ms since it went to the keeper"
         record = {"kind": "daemon.adopted", "actor": "agentd", "reason": text}
         self._supervisor.record({**record, "seconds": seconds, "processes": living})
@@ -121,6 +125,8 @@ class Daemon:
         await self._facts.start(path=self._config.runtime / "facts" / "daemon.sock")
         os.chmod(self._config.runtime / "facts" / "daemon.sock", 0o666)  # noqa: S103 - peers are checked by uid
         supervisor.listen()
+        from agentd.api import server as api  # a third of a daemon's start: units are supervised before
+
         self._control = await api.serve(self._controller, self._config.runtime / "control.sock")
         await self._listen_for_scrapes()
         if supervisor.keeper.welcome.get("stopping"):
@@ -263,11 +269,15 @@ class Daemon:
 
     def _page(self) -> bytes:
         """The metrics of this moment, the neighbours' included."""
+        from agentd.daemon.metrics import render
+
         links = self._supervisor.links
         owners = {"router": links.router.facts.get("metrics"), "gateway": links.gateway.facts.get("metrics")}
         return render(self._controller.status(), owners)
 
     async def _listen_for_scrapes(self) -> None:
+        from agentd.api import metrics as scrape
+
         address = self._config.metrics.listen
         try:
             self._scrape = await scrape.listen(address, self._page)
@@ -331,6 +341,7 @@ def main() -> int:
     for option in ("config", "units", "state", "runtime"):
         parser.add_argument(f"--{option}", type=Path)
     given = parser.parse_args()
+    gc.disable()
     log.setup("agentd")
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us through the keeper, in order
