@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tests.bench.stamps import Stamps, stamps
 from tests.fleet import Fleet, fleet
 
 IDLE = '[agent]\nexec = ["/bin/sleep", "1000000"]\n'
+MEMORY = "/dev/shm"
 FOREVER = '[restart]\nhealthy_after = "0s"\nburst = 1000000\n'
 
 
@@ -28,9 +30,22 @@ def scene() -> Iterator[tuple[Path, Stamps]]:
 
 
 @contextmanager
+def in_memory(base: Path) -> Iterator[None]:
+    """The runtime directory on a tmpfs, where /run is one on every server; /run itself may be a disk in a container."""
+    if not os.access(MEMORY, os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="ad", dir=MEMORY) as directory:
+        Path(directory).chmod(0o755)
+        (base / "r").symlink_to(directory)
+        yield
+        (base / "r").unlink()
+
+
+@contextmanager
 def running(base: Path, units: dict[str, str] | None = None, more: str = "") -> Iterator[Fleet]:
     """A fleet of these units that has come to rest; ``more`` is added to its configuration."""
-    with fleet(base, units, CONFIG + DRY_RUN + more) as started:
+    with in_memory(base), fleet(base, units, CONFIG + DRY_RUN + more) as started:
         yield started
 
 
