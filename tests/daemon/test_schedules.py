@@ -82,7 +82,7 @@ def test_a_run_that_is_due_while_the_last_one_goes_on_is_skipped(short_dir: Path
         assert skipped[2]["reason"].endswith("(3 in a row)")
         flag.touch()
         told = f.wait("slow", schedule={"skipped_in_a_row": 0, "runs": 2})
-        assert not told["warnings"]
+        assert not any("scheduled runs" in text for text in told["warnings"])
 
 
 def test_a_failed_run_is_retried_by_policy_only_and_due_runs_do_not_meddle(short_dir: Path) -> None:
@@ -113,9 +113,11 @@ def test_an_operators_stop_ends_the_schedule_and_a_start_takes_it_up(short_dir: 
         assert f.unit("night")["schedule"]["armed"]
         assert next_run(f, "night") > time.time()
         assert len(runs(f, "tick")) == count
+        again = time.time()
         f.post("/v1/units/tick/start")
         wait_until(lambda: len(runs(f, "tick")) >= count + 3)
-        assert all(gap > 0.95 for gap in gaps(runs(f, "tick")[count:])), "the second counts from the start by hand"
+        begun = [record["at"] for record in records(f, "tick", "unit.starting") if record["at"] >= again]
+        assert all(gap > 0.95 for gap in gaps(begun)), "the second counts from the start by hand"
 
 
 def test_the_daemon_dies_around_the_due_time_and_each_run_is_made_once(short_dir: Path) -> None:

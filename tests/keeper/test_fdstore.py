@@ -175,6 +175,7 @@ def test_one_that_hangs_up_is_dropped(keeper: Keeper) -> None:
     assert shown(keeper, client)["names"] == ["unpolled"]
 
 
+@pytest.mark.root
 def test_a_flood_of_descriptors_is_bounded_and_counted(keeper: Keeper) -> None:
     """2,000 pipes in datagrams of 200: the keeper keeps 16, closes the others, and answers meanwhile."""
     client = keeper.client()
