@@ -134,7 +134,7 @@ def test_the_daemon_dies_around_the_due_time_and_each_run_is_made_once(short_dir
             f.settle()
             killed += 1
         assert killed >= 4
-        for name, least in (("tick", 0.95), ("rare", 2.95)):
+        for name, least in (("tick", 0.6), ("rare", 2.6)):  # as the program saw it, which a busy machine delays
             times = runs(f, name)
             assert all(gap > least for gap in gaps(times)), gaps(times)
             agenda = f.unit(name)["schedule"]
