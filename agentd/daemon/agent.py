@@ -143,6 +143,16 @@ class Agent:
             self._take(effect)
         self._world.passed(self, before)
 
+    def beat(self, invocation: str, at: float) -> None:
+        """It was heard at this moment. That moves a deadline, as a rule, and nobody else has to know."""
+        event = Beat(invocation, at)
+        life, effects = step(self.life, event, self.policy, self._world.now())
+        if effects:
+            self.post(event)
+        elif life is not self.life:
+            self.life = life
+            self._arm()
+
     def _follow(self, event: Event, before: Life, chain: str | None) -> None:
         """What this change follows from; what does not begin anything belongs to what was there before."""
         if isinstance(event, Asked):
@@ -170,8 +180,7 @@ class Agent:
 
     async def close(self) -> None:
         """Stop carrying events. The process goes on."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         tasks = [task for task in (self._task, self._look) if task is not None]
         for task in tasks:
             task.cancel()
@@ -186,14 +195,18 @@ class Agent:
             self._effects.put_nowait(effect)
 
     def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
         moments = [moment for moment in (self.life.deadline, self._next_look) if moment is not None]
         if moments:
             self._again_at(max(min(moments), self._hearing, asyncio.get_running_loop().time()))
 
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _again_at(self, moment: float) -> None:
+        self._disarm()
         self._moment = moment
         self._timer = asyncio.get_running_loop().call_at(moment, self._due)
 

@@ -25,6 +25,7 @@ from agentd.daemon.dependencies import Dependencies, Stopping
 from agentd.daemon.instances import Instances, unknown
 from agentd.daemon.links import Links, conclusions
 from agentd.daemon.offspring import Offspring
+from agentd.daemon.rounds import Rounds
 from agentd.daemon.schedules import Schedules, schedule_of
 from agentd.daemon.spawning import Spawning
 from agentd.daemon.telling import unit_fact
@@ -95,6 +96,11 @@ class Supervisor:
         self.dependencies = Dependencies(self.agents, self, limit=spawning.config.fleet.parallel_starts)
         self.offspring = Offspring(self, remembered)
         self.watch = Watch(self.links, self.guard, spawning.probe, Commands(self).ask)
+        self.rounds = Rounds(
+            self.agents,
+            lambda names: self._answered(self.keeper.beats(names)),
+            lambda name: self._answered(self.keeper.stamps(name)),
+        )
         self.schedules = Schedules(self.agents, self, remembered)
         self.stopping = False
         self.starting = True
@@ -176,6 +182,7 @@ class Supervisor:
         self.schedules.drop(name)
         self.facts.drop(f"unit/{name}")
         self.watch.drop(agent)
+        self.rounds.forget(name)
         self.spawning.floors[name] = agent.life.floor
         self._saved.pop(name, None)
         self.losses.pop(name, None)
@@ -423,7 +430,7 @@ class Supervisor:
     async def stamps(self, agent: Agent) -> tuple[float | None, float | None]:
         """The keeper's stamps of its last heartbeat and its last output; none where nobody asks for them."""
         asked = agent.policy.heartbeat is not None or (agent.unit is not None and agent.unit.liveness.progress)
-        return await self._answered(self.keeper.stamps(agent.name)) if asked else (None, None)
+        return await self.rounds.stamps(agent) if asked else (None, None)
 
     def excused(self, agent: Agent) -> bool:
         """Whether its silence is no hang just now: a model call of its moves."""

@@ -27,6 +27,9 @@ GRACE = 2.0
 """Seconds after the daemon came up in which it waits for the gateway's first word: without it nobody can be called hung
 who may be waiting for a model."""
 
+_WELL = frozenset({Activity.idle, Activity.working})
+"""With nothing but promises to watch: that of the next heartbeat is the lifecycle's deadline, which moves by itself."""
+
 
 @dataclass(slots=True)
 class Seen:
@@ -85,7 +88,7 @@ class Watch:
         elif found.activity is not Activity.hung and agent.life.alarm is not None:
             agent.post(Recovered(seen.invocation, found.reason))
         if agent.life.phase is Phase.running:
-            agent.look_at(found.next_look)
+            agent.look_at(found.beyond if found.activity in _WELL else found.next_look)
 
     def verdict(self, agent: Agent) -> Verdict | None:
         """What a running unit is doing, as far as is known; None if it does not run."""

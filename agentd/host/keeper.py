@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -132,12 +132,14 @@ class Keeper:
         """Let the keeper forget a dead process."""
         await self._ask("release", unit=unit, invocation=invocation)
 
-    async def beats(self) -> dict[str, float]:
-        """CLOCK_MONOTONIC seconds of the last WATCHDOG=1 of each living unit."""
-        return dict((await self._ask("beats"))["beats"])
+    async def beats(self, units: Sequence[str] | None = None) -> dict[str, float]:
+        """CLOCK_MONOTONIC seconds of the last WATCHDOG=1 of each living unit, or at least of these."""
+        answer = await (self._ask("beats") if units is None else self._ask("beats", units=list(units)))
+        return dict(answer["beats"])
 
     async def stamps(self, unit: str) -> tuple[float | None, float | None]:
-        """CLOCK_MONOTONIC seconds of the last WATCHDOG=1 of one living unit, and of its last output."""
+        """CLOCK_MONOTONIC seconds of the last WATCHDOG=1 of one living unit, one that waits unread included, and of its
+        last output."""
         answer = await self._ask("beats", unit=unit)
         return answer["beats"].get(unit), answer.get("output", {}).get(unit)
 

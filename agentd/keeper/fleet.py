@@ -87,14 +87,21 @@ class Fleet:
             "outputs": {name: asdict(unit.losses) for name, unit in self._units.items() if unit.losses.dropped},
         }
 
-    def beats(self, name: str | None = None) -> Json:
-        """The last WATCHDOG=1, and the last output, of each living unit that has sent one; or of one unit only."""
-        one = self._units.get(name or "")
-        units = list(self._mains.values()) if name is None else [one] if one is not None and self._main(one) else []
+    def beats(self, names: list[str] | None = None) -> Json:
+        """The last WATCHDOG=1, and the last output, of each living unit that has sent one; or of these only."""
+        among = self._mains.values() if names is None else map(self._units.get, names)
+        units = [unit for unit in among if unit is not None and self._main(unit)]
         return {
             "beats": {u.name: u.stamps.beat for u in units if u.stamps.beat is not None},
             "output": {u.name: u.printed for u in units if u.printed is not None},
         }
+
+    def stamps(self, name: str) -> Json:
+        """The same of one unit, about which much is to be decided: what it said while we were busy is heard first."""
+        unit = self._units.get(name)
+        if unit is not None and self._main(unit):
+            unit.voice.catch_up()
+        return self.beats([name])
 
     @property
     def lives(self) -> bool:

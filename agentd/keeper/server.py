@@ -304,6 +304,13 @@ class Server:
         if body is not None:
             answer(body)
 
+    def _stamps(self, message: Json) -> Json:
+        if message.get("unit") is not None:
+            return self.fleet.stamps(_field(message, "unit", str))
+        if message.get("units") is not None:
+            return self.fleet.beats([str(name) for name in _field(message, "units", list)])
+        return self.fleet.beats()
+
     def _do(self, message: Json, fds: list[int], answer: Callable[[Json], bool]) -> Json | None:
         """Execute; None if the answer comes later."""
         match message.get("do"):
@@ -315,8 +322,7 @@ class Server:
             case "release":
                 self.fleet.release(*_which(message))
             case "beats":
-                name = None if message.get("unit") is None else _field(message, "unit", str)
-                return {"now": time.monotonic(), **self.fleet.beats(name)}
+                return {"now": time.monotonic(), **self._stamps(message)}
             case "alive":
                 self.on_alive(_seconds(message, "within"))
             case "blob":

@@ -78,6 +78,11 @@ class Voice:
             self._socket.drain(self.stamps, self.store, LAST_WORDS)
             self.tell()
 
+    def catch_up(self) -> None:
+        """Hear what waits now; its turn in the loop may come later."""
+        if self._socket:
+            self._heard()
+
     def fresh(self) -> None:
         """No invocation has said anything yet."""
         self.stamps, self._told, self.note, self._noted = Stamps(), {}, "", False

@@ -115,6 +115,8 @@ class Verdict:
     """What gave a hang away."""
     next_look: float | None = None
     """When this may change although nothing new is heard; None: it cannot."""
+    beyond: float | None = None
+    """Of a unit that is well, the same, should it go on beating."""
 
 
 def silence(call: Call, now: float) -> float:
@@ -171,11 +173,12 @@ def activity(
             again = now + owed.limit if owed is not None and sign is Sign.progress else None
             return Verdict(Activity.hung, reason, sign, next_look=again)
     look = min((due for due, _, _ in hangs), default=None)
+    beyond = min((due for due, sign, _ in hangs if sign is not Sign.heartbeat), default=None)
     if held:
         oldest = min(h.since for h in held)
         text = f"holds message {held[0].message}, since {show_duration(now - oldest)}"
-        return Verdict(Activity.working, text, next_look=look)
-    return Verdict(Activity.idle, "waits for messages", next_look=look)
+        return Verdict(Activity.working, text, next_look=look, beyond=beyond)
+    return Verdict(Activity.idle, "waits for messages", next_look=look, beyond=beyond)
 
 
 def _hangs(

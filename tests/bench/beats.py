@@ -49,6 +49,8 @@ def run(count: int) -> bool:
             taken = adoptions(fleet)[-RETURNS:]
             fleet.settle(120)
             restarts = sum(unit["restarts"] for unit in fleet.status()["units"])
+            for record in fleet.records(kind="unit.ended"):
+                print(f"{record['unit']} at {record['at']:.3f}: {record['reason']}", file=sys.stderr)
             halt(fleet)
     report("thousand_adopted_median", 1000 * median(taken), "ms")
     report("thousand_control_api_back_median", median(back), "s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -250,6 +251,27 @@ def test_output_is_stamped_and_one_unit_can_be_asked_for(keeper: Keeper) -> None
     answer = client.done("beats", unit="b")
     assert set(answer["output"]) == {"b"}
     assert answer["output"]["b"] <= answer["now"]
+
+
+def test_a_beat_that_the_keeper_was_too_late_to_read_counts(keeper: Keeper) -> None:
+    """It stood still: asked about one unit, it answers with what that unit said meanwhile, not with what it knew."""
+    client, path = start(keeper)
+    keeper.process.send_signal(signal.SIGSTOP)
+    client.start("beats", unit="a")
+    tell(path, b"WATCHDOG=1")
+    keeper.process.send_signal(signal.SIGCONT)
+    assert "a" in client.packet()["beats"]
+
+
+def test_several_units_can_be_asked_for(keeper: Keeper) -> None:
+    """``units`` names them; one that nobody knows is no error."""
+    client = keeper.client()
+    for unit in ("a", "b", "c"):
+        path = keeper.directory / "n" / unit
+        client.done("spawn", plan=keeper.shell("exec sleep 60", unit=unit, notify=str(path)))
+        tell(path, b"WATCHDOG=1")
+    wait_until(lambda: set(client.done("beats")["beats"]) == {"a", "b", "c"}, 5)
+    assert set(client.done("beats", units=["a", "c", "x"])["beats"]) == {"a", "c"}
 
 
 def test_a_call_for_help_just_before_the_keepers_death_is_known_to_the_next(bare: Keeper) -> None:

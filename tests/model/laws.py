@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -795,6 +795,10 @@ def liveness_law(liveness: ModuleType, scene: Scene) -> None:
     assert after > 0
     assert _judged(liveness, scene, after - 0.01).activity == expected, "it changed, and nobody was to look"
     assert look is None or _judged(liveness, scene, after).activity == "hung", "nothing changed when it was looked at"
+    if not moving:
+        assert verdict.beyond == _judged(liveness, replace(scene, beat=None), 0.0).next_look, (
+            "beats are not all it owes"
+        )
 
 
 NOW = 1e6
