@@ -110,6 +110,11 @@ def near(unit: Unit) -> bool:
 _HOST = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/usr/local/bin/")
 
 
+SYSTEM_PARTS = 8
+"""Of processors that are short, what a system unit gets against an ordinary one: all units wait for it, and a thousand
+that start together must not make it look hung."""
+
+
 @dataclass(frozen=True, slots=True)
 class System:
     """A system unit (bus, router, gateway): what agentd itself wants to have run."""
@@ -150,7 +155,7 @@ def compile_system(system: System, invocation: str, place: Place) -> Compiled:
         cwd=str(home),
         uid=account.uid if account.switch else None,
         gid=account.gid if account.switch else None,
-        cgroups=cgroups(system.name, system.limits, level, place.capabilities),
+        cgroups=cgroups(system.name, system.limits, level, place.capabilities, SYSTEM_PARTS),
         rlimits=(Rlimit("RLIMIT_CORE", 0, 0), open_files(system.limits.open_files)),
         notify=str(place.notify(system.name)),
         output=_output(system.name, place),

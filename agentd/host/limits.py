@@ -93,15 +93,16 @@ def _refuse_unenforceable(unit: Unit, level: Level, capabilities: Capabilities) 
         )
 
 
-def cgroups(name: str, limits: Limits, level: Level, capabilities: Capabilities) -> tuple[Cgroup, ...]:
+def cgroups(name: str, limits: Limits, level: Level, capabilities: Capabilities, parts: int = 1) -> tuple[Cgroup, ...]:
     """The cgroups of a unit: one on v2; on v1 one per controller, and one on the v2 mount by which its tree is killed.
 
-    At level rlimit only the latter remains, where it can be had: it limits nothing and kills surely.
+    At level rlimit only the latter remains, where it can be had: it limits nothing and kills surely. Where processors
+    are short it gets so many ``parts`` of them, an ordinary unit one.
     """
     if level == "none":
         return ()
     named = {
-        controller: (capabilities.parents[controller] / name, _settings(controller, limits, capabilities))
+        controller: (capabilities.parents[controller] / name, _settings(controller, limits, capabilities, parts))
         for controller in CONTROLLERS
         if level == "cgroup" and controller in capabilities.parents
     }
@@ -115,18 +116,24 @@ def cgroups(name: str, limits: Limits, level: Level, capabilities: Capabilities)
     return tuple(made)
 
 
-def _settings(controller: str, limits: Limits, capabilities: Capabilities) -> tuple[tuple[str, str], ...]:
+def _settings(controller: str, limits: Limits, capabilities: Capabilities, parts: int) -> tuple[tuple[str, str], ...]:
     v2 = capabilities.mode == "v2"
     match controller:
         case "memory":
             return _memory(str(limits.memory or DEFAULT_MEMORY), v2, capabilities.swap)
         case "cpu":
             quota = None if limits.cpu is None else max(1000, int(limits.cpu * PERIOD))
+            weight = () if parts == 1 else (_weight(parts, v2),)
             if v2:
-                return (("cpu.max", f"{quota or 'max'} {PERIOD}"),)
-            return (("cpu.cfs_period_us", str(PERIOD)), ("cpu.cfs_quota_us", str(quota or -1)))
+                return (("cpu.max", f"{quota or 'max'} {PERIOD}"), *weight)
+            return (("cpu.cfs_period_us", str(PERIOD)), ("cpu.cfs_quota_us", str(quota or -1)), *weight)
         case _:
             return (("pids.max", str(limits.pids or DEFAULT_PIDS)),)
+
+
+def _weight(parts: int, v2: bool) -> tuple[str, str]:
+    """So many times what a cgroup has that is told nothing."""
+    return ("cpu.weight", str(100 * parts)) if v2 else ("cpu.shares", str(1024 * parts))
 
 
 def _memory(limit: str, v2: bool, swap: bool) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -376,6 +377,22 @@ def test_a_system_unit_gets_secrets_by_descriptor(place: Place, short_dir: Path)
     }  # fmt: skip
     assert ledger.stat().st_mode & 0o777 == 0o700
     assert compiled.plan.uid in (None, ledger.stat().st_uid)
+
+
+@pytest.mark.parametrize(("mode", "weight"), [("v2", ("cpu.weight", "800")), ("v1", ("cpu.shares", "8192"))])
+def test_a_system_unit_comes_before_units(
+    place: Place, write_unit: WriteUnit, short_dir: Path, mode: Literal["v1", "v2"], weight: tuple[str, str]
+) -> None:
+    """Everybody waits for it: units that start by the thousand must not make it look hung. Units are equal."""
+    parent = short_dir / "cgroups"
+    parent.mkdir()
+    parents = dict.fromkeys(("memory", "cpu", "pids", "kill"), parent)
+    there = dataclasses.replace(place, capabilities=Capabilities(0, True, mode, parents))
+    compiled = compile_system(System("gateway", ("sh", "-c", "true")), INVOCATION, there)
+    compiled.close()
+    ordinary = compile_unit(write_unit("a", "sh", "-c", "exit"), INVOCATION, there).plan
+    assert weight in [setting for group in compiled.plan.cgroups for setting in group.settings]
+    assert weight[0] not in [name for group in ordinary.cgroups for name, _ in group.settings]
 
 
 def test_plans_survive_the_wire(place: Place, write_unit: WriteUnit) -> None:
