@@ -58,7 +58,7 @@ class Voice:
             self._close()
         if plan.notify is not None and self._socket is None:
             self._socket = NotifySocket(plan.notify, plan.uid, plan.gid, inherited)
-            self._loop.watch(self._socket.fileno(), lambda _: self._heard())
+            self._loop.watch_crowd(self._socket.fileno(), lambda _: self._heard())
 
     def prepare(self, plan: SpawnPlan) -> None:
         """For a new invocation: nothing that was sent before is its own."""
