@@ -116,7 +116,9 @@ async def ask(model: str) -> str:
             for choice in json.loads(line[6:]).get("choices", []):
                 said += choice["delta"].get("content") or ""
     writer.close()
-    return said if b" 200 " in first else first.decode()
+    if b" 200 " not in first:  # refused, as when its budget is used up: that is no result
+        raise ConnectionError(first.decode(errors="replace").strip() or "no answer")
+    return said
 
 
 begin()
