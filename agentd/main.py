@@ -113,6 +113,7 @@ class Daemon:
         self._supervisor.say_alive(READY_WITHIN)  # first of all: what ends us from here on is no failed start
         living = sum(agent.process is not None for agent in self._supervisor.agents.values())
         gc.freeze()  # what is there by now stays; a collection meanwhile would have been a pause for nothing
+        gc.set_threshold(10_000, 20, 100)  # little of what we make is circular, and a look at a thousand units is long
         gc.enable()
         text = f"{living} processes in {1000 * seconds:.0f} ms since it went to the keeper"
         record = {"kind": "daemon.adopted", "actor": "agentd", "reason": text}

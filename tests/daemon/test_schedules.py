@@ -141,7 +141,7 @@ def test_the_daemon_dies_around_the_due_time_and_each_run_is_made_once(short_dir
             ended = [r for r in records(f, name, "unit.ended") if "unstarted" not in str(r.get("cause"))]
             assert len({r["invocation"] for r in ended}) >= len(times) - 1
             assert agenda["runs"] + agenda["missed"] + agenda["skipped"] >= len(times) - 1
-        assert len(runs(f, "tick")) >= killed
+        assert len(runs(f, "tick")) > killed // 2  # a kill just before the due time moves the run behind the next kill
         count = len(runs(f, "tick"))
         wait_until(lambda: len(runs(f, "tick")) > count, what="it goes on")
 

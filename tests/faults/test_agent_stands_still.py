@@ -66,6 +66,7 @@ def test_it_is_hung_within_its_limit_and_replaced(at: House, how: str, moment: s
 @pytest.mark.cell("unit", "P")
 def test_it_stands_still_while_it_is_being_spawned(at: House) -> None:
     """start_timeout is its limit: killed, one failure, tried again."""
+    at.fleet.post("/v1/units/young/stop")  # it was not let in since the fleet began, and has failures behind it
     before = at.starting("young")
     stop_process(before["pid"])
     again = at.fleet.wait("young", restarts=1)
